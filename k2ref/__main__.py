@@ -1,0 +1,7 @@
+"""`python -m k2ref`: hand over to the command."""
+
+import sys
+
+from k2ref.cli import main
+
+sys.exit(main())

@@ -1,0 +1,176 @@
+"""The agent: a model that calls tools, reads what they give, and goes on until it can answer.
+
+    agent = k2ref.Agent(model, [calculator])
+    for event in agent.run("What is 4821 * 377?"):
+        print(event)
+
+A step is a reply that calls tools, and the results of its calls. The history keeps all of it, in
+OpenAI form; the prompt of each step is made of it anew, and only what is new in it is read.
+Thinking is in the prompt until there is an answer, and not afterwards, as the template says.
+"""
+
+import json
+from collections import Counter
+
+from k2ref import history
+from k2ref.conversation import Context, prompt_ids, reply
+from k2ref.events import Content, Done, Ended, Hidden, ToolResult
+from k2ref.tools import TIMEOUT_S, Toolbox
+
+MAX_STEPS = 300  # the model card speaks of two to three hundred calls in a row
+# A step is left an eighth of the context to write in: 32,768 tokens of K2 Thinking's 262,144. Its
+# published runs allow 24,000 a step in search and 48,000 elsewhere.
+SHARE_TO_WRITE = 8
+
+
+class Agent:
+    """Hold a conversation with a model, its tools and its cache; without tools, a plain chat.
+
+    `tools` are Python functions with type hints and docstrings (schema.py). `messages` is the
+    history so far. `keep_turns` shows the model only the last turns of tool calls. `failures`
+    counts what went wrong, by kind. `settings` are those of `chat`; a seed is moved on with every
+    reply, or all would draw the same numbers.
+    Raises: ToolError for a function that cannot be declared.
+    """
+
+    def __init__(self, model, tools=(), messages=(), *, max_steps=MAX_STEPS, keep_turns=None,
+                 timeout_s=TIMEOUT_S, context=None, n_hidden=0, **settings):
+        self.model = model
+        self.toolbox = Toolbox(tools, timeout_s)
+        self.messages = history.rename_calls(messages)
+        self.max_steps, self.keep_turns = max_steps, keep_turns
+        self.context = context or Context(model, settings.pop("cache_dtype", "float32"))
+        self.n_hidden = n_hidden  # of the tool results, the oldest
+        self.seed = settings.pop("seed", None)
+        self.settings = settings
+        self.failures = Counter()
+
+    def run(self, prompt=None):
+        """Answer a prompt: yield typed events, the last one `Ended`.
+
+        Without a prompt, or with the one that was last asked and not answered to the end, the work
+        goes on where it was left. However this ends, the history is whole: a call that was not run
+        has a result that says so, and what was said of an answer is kept.
+        Raises: what `chat` raises; then a prompt that was not read leaves no trace.
+        """
+        asked = history.unanswered(self.messages)
+        is_new = prompt is not None and (
+            asked is None or self.messages[asked].get("content") != prompt)
+        if is_new:
+            self.messages.append({"role": "user", "content": prompt})
+        try:
+            yield from self._steps()
+        except ValueError:
+            if is_new and self.messages[-1]["role"] == "user":
+                self.messages.pop()
+            raise
+
+    def _steps(self):
+        for n_steps in range(self.max_steps + 1):
+            ids = yield from self._prompt()
+            done = yield from self._reply(ids)
+            calls = done.message.get("tool_calls", [])
+            if not calls or not self.toolbox.functions:
+                yield Ended(done.finish_reason, n_steps)
+                return
+            may_run = n_steps < self.max_steps
+            yield from self._run_calls(self.messages[-1]["tool_calls"], may_run)
+        yield Ended("max_steps", self.max_steps)
+
+    def view(self):
+        """Return the messages as the model is shown them."""
+        shown = history.hide_results(self.messages, self.n_hidden)
+        return shown if self.keep_turns is None else history.keep_turns(shown, self.keep_turns)
+
+    def _prompt(self):
+        """Render the view; where it is too long, hide the older half of the results still shown.
+
+        Half and not one, since all that follows the first hidden result has to be read again.
+        """
+        limit = self.context.limit
+        room = min(self.settings.get("max_new_tokens") or limit, limit // SHARE_TO_WRITE)
+        n_results = sum(map(history.is_result, self.messages))
+        self.n_hidden = min(self.n_hidden, n_results)
+        while True:
+            ids = self._render()
+            if len(ids) + room <= limit or self.n_hidden == n_results:
+                return ids
+            self.n_hidden += (n_results - self.n_hidden + 1) // 2
+            yield Hidden(self.n_hidden, n_results)
+
+    def _render(self):
+        return prompt_ids(self.model, self.view(), self.toolbox.declarations)
+
+    def _reply(self, ids):
+        settings = dict(self.settings)
+        if self.seed is not None:
+            n_replies = sum(message["role"] == "assistant" for message in self.messages)
+            settings["seed"] = self.seed + n_replies
+        said, done = [], None
+        try:
+            for event in reply(self.model, ids, self.toolbox.declarations, self.context,
+                               **settings):
+                if isinstance(event, Content):
+                    said.append(event.text)
+                if isinstance(event, Done):
+                    done = event
+                    self.messages = history.rename_calls([*self.messages, event.message])
+                yield event
+        finally:
+            if done is None and said:  # interrupted
+                self.messages.append({"role": "assistant", "content": "".join(said)})
+        return done
+
+    def _run_calls(self, calls, may_run):
+        results = []
+        try:
+            for call in calls:
+                name, arguments = call["function"]["name"], call["function"]["arguments"]
+                if not may_run:
+                    break
+                results.append(self.toolbox.call(call["id"], name, arguments))
+                if results[-1].failure:
+                    self.failures[results[-1].failure] += 1
+                yield results[-1]
+        finally:
+            why = (f"Error: not run, the limit of {self.max_steps} steps is reached." if not may_run
+                   else "Error: not run, the user interrupted.")
+            for call in calls[len(results):]:
+                results.append(ToolResult(call["id"], call["function"]["name"], why, "not run"))
+            self.messages += [{"role": "tool", "tool_call_id": result.id, "name": result.name,
+                               "content": result.content} for result in results]
+
+    def undo(self):
+        """Forget the last question and all that followed; return it, or None if there is none."""
+        users = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not users:
+            return None
+        question = self.messages[users[-1]]["content"]
+        self.messages = self.messages[: users[-1]]
+        return question
+
+    def set_system(self, text):
+        """Put a system message first, in place of the one that is there; None leaves none."""
+        if self.messages and self.messages[0]["role"] == "system":
+            self.messages = self.messages[1:]
+        if text is not None:
+            self.messages = [{"role": "system", "content": text}, *self.messages]
+
+
+class Transcript:
+    """Write a conversation to a file as it grows: an OpenAI message a line, JSON Lines."""
+
+    def __init__(self, path):
+        self.file = open(path, "w", encoding="utf-8")
+        self.written = []
+
+    def follow(self, messages):
+        """Add what is new; where the history was changed, write all of it again."""
+        if self.written != messages[: len(self.written)]:
+            self.file.seek(0)
+            self.file.truncate()
+            self.written = []
+        for message in messages[len(self.written):]:
+            self.file.write(json.dumps(message, ensure_ascii=False) + "\n")
+            self.written.append(message)
+        self.file.flush()

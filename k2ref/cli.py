@@ -1,0 +1,189 @@
+"""The command: `python -m k2ref "prompt"` streams an answer; what is wrong is one sentence.
+
+This file knows the order of the work and the ways to end; asking and showing is in `dialogue.py`,
+how a reply looks in `terminal.py`. What can be wrong is looked at before the checkpoint is opened,
+as far as possible.
+"""
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+from k2ref import __version__, inspection, ops, options, plan
+from k2ref.agent import Agent
+from k2ref.dialogue import Dialogue, note
+from k2ref.generate import generate
+from k2ref.model import load
+from k2ref.options import UsageError
+from k2ref.terminal import Printer, Stopwatch, progress, streamed
+from k2ref.tokenizer import Decoder, TokenizerError
+from k2ref.tools import load_tools
+
+LARGE_CACHE = 1e9  # bytes: a cache that may become larger is announced
+
+
+class Terminated(BaseException):
+    """Unwind after SIGTERM as KeyboardInterrupt does after SIGINT."""
+
+
+def main(argv=None):
+    """Run the command with these arguments, by default the program's; return its exit status."""
+    try:
+        with _sigterm_unwinds():
+            return _run(options.parser().parse_args(argv))
+    except SystemExit as done:  # --help
+        return done.code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except BrokenPipeError:
+        # Python would complain when it flushes the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # SIGPIPE, which Windows does not name
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except (ValueError, MemoryError) as error:
+        return _complain(str(error) or "not enough memory")
+
+
+def _run(args):
+    if args.version:
+        print(f"k2ref {__version__} (kernels: {ops.kernels_name()})")
+        return 0
+    path = args.model if args.model is not None else os.environ.get("K2REF_MODEL") or None
+    if args.inspect is not None:
+        print(inspection.report(args.inspect))
+        return 0
+    if args.plan:
+        print(plan.report(path, args.memory, args.threads, args.cache or "float32"))
+        return 0
+    if args.raw and (args.system is not None or args.hide_thinking or args.tools or args.session
+                     or args.transcript):
+        raise UsageError("--raw uses no chat template, so --system, --hide-thinking, --tools, "
+                         "--session and --transcript do not go with it")
+    prompt = _prompt(args)
+    options.check_text("--system", args.system or "")
+    settings = options.settings(args)
+    functions = load_tools(args.tools)
+
+    ops.kernels_name()  # a K2REF_KERNELS that this machine cannot run is refused here
+    if ops.missing_kernels():
+        note(ops.missing_kernels())
+    with progress(sys.stderr, "loading the model", unit="B") as update:
+        model = load(path, args.threads, args.memory, args.lock, update)
+    for remark in model.stream.notes if model.stream else ():
+        note(remark)
+    if model.tokenizer is None:
+        raise TokenizerError(f"{path}: there is no tiktoken.model, which turns text into tokens; "
+                             "download it from the checkpoint's page")
+    if hasattr(sys.stdout, "reconfigure"):  # a stdout that cannot say a character says "?"
+        sys.stdout.reconfigure(errors="replace")
+    settings.update(max_new_tokens=args.max_tokens, seed=args.seed)
+    if args.raw:
+        _continue_text(model, prompt, args, settings)
+        return 0
+    dialogue = _dialogue(model, functions, args, settings)
+    if prompt is None:
+        dialogue.talk()
+    else:
+        dialogue.ask(prompt)
+    return 0
+
+
+def _dialogue(model, functions, args, settings):
+    """Set up the conversation that the options ask for, or go on with the session's."""
+    agent = Agent(model, functions, max_steps=args.max_steps, keep_turns=args.keep_turns,
+                  timeout_s=args.tool_timeout, cache_dtype=args.cache or "float32", **settings)
+    dialogue = Dialogue(agent, args.hide_thinking, args.stats, args.session,
+                        announce=lambda n: _announce_cache(model.config, n, args))
+    if args.session and os.path.lexists(args.session):
+        dialogue.load(args.session)
+        dtype = agent.context.cache.dtype
+        if args.cache not in (None, dtype):
+            raise UsageError(f"--cache {args.cache}: the cache in {args.session} is {dtype}; leave "
+                             "the option out, or begin another session")
+    if args.system is not None:
+        agent.set_system(args.system)
+    if args.transcript:
+        dialogue.record(args.transcript)
+    return dialogue
+
+
+def _announce_cache(config, n_prompt, args):
+    """Say what a large cache may come to take, before any of it is taken."""
+    context, dtype = config.max_position_embeddings, args.cache or "float32"
+    n_tokens = min(context, n_prompt + (args.max_tokens or context))
+    n_bytes = n_tokens * config.kv_bytes_per_token(2 if dtype == "bf16" else 4)
+    if n_bytes >= LARGE_CACHE:
+        note(f"the KV cache takes {n_bytes / 1e9:.1f} GB in {dtype} when all {n_tokens} tokens are "
+             "in it (see --max-tokens and --cache)")
+
+
+def _continue_text(model, prompt, args, settings):
+    """Continue a text as it is; also when it is cut short, show all that came."""
+    ids = model.tokenizer.encode(prompt, allow_special=True)
+    _announce_cache(model.config, len(ids), args)
+    printer, watch = Printer(sys.stdout), Stopwatch()
+    decoder = Decoder(model.tokenizer)
+    with progress(sys.stderr, "reading the prompt", len(ids), note=streamed(model)) as update:
+
+        def on_prefill(done, total):
+            watch.read(done)
+            update(done)
+
+        tokens = generate(model, ids, on_prefill=on_prefill, cache_dtype=args.cache or "float32",
+                          **settings)
+        watch.begin()
+        try:
+            while True:
+                token = next(tokens)
+                watch.wrote(token)
+                printer.write(decoder.feed(token))
+        except StopIteration as end:
+            watch.end(end.value)
+        finally:
+            printer.write(decoder.flush())
+            printer.close()
+            if args.stats:
+                print(watch.report(model), file=sys.stderr)
+
+
+def _prompt(args):
+    """Take the prompt from the command line, or from what is piped in; None on a terminal."""
+    if args.prompt is not None:
+        prompt = args.prompt
+    elif sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin and sys.stdout.isatty() and not args.raw:
+            return None
+        raise UsageError('there is no prompt; give one: python -m k2ref "What is 37+58?"')
+    else:
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        prompt = prompt if args.raw else prompt.removesuffix("\n").removesuffix("\r")
+    if not prompt:
+        raise UsageError("the prompt is empty")
+    options.check_text("the prompt", prompt)
+    return prompt
+
+
+@contextmanager
+def _sigterm_unwinds():
+    def unwind(number, frame):
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, unwind)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(message):
+    note(message)
+    return 2

@@ -1,0 +1,174 @@
+"""The mixture of experts: a router picks 8 of 384 small MLPs for each token.
+
+    scores  = sigmoid(x W_gate^T)                       one per expert, each on its own
+    chosen  = the K largest of scores + bias            the bias balances the load: it only chooses
+    mix     = scores[chosen] / sum * routed_scaling_factor
+    y       = sum_k mix_k expert_k(x) + shared(x)       the shared expert serves every token
+
+An expert is an MLP like that of the dense first layer, narrower: down(silu(gate(x)) * up(x)).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from k2ref import ops
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Hold the three matrices of an MLP: gate and up (F, D), down (D, F)."""
+
+    gate_proj: object
+    up_proj: object
+    down_proj: object
+
+
+@dataclass(frozen=True)
+class Moe:
+    """Hold one layer's router, shared expert and routed experts (bound when first chosen)."""
+
+    gate: object  # (E, D)
+    bias: np.ndarray  # (E,) e_score_correction_bias
+    shared: Mlp
+    find_expert: object  # e -> Mlp
+    experts: dict = field(default_factory=dict)
+
+    def expert(self, e):
+        """Return expert e, bound on its first use."""
+        if e not in self.experts:
+            self.experts[e] = self.find_expert(e)
+        return self.experts[e]
+
+
+def bind_mlp(checkpoint, config, at, F):
+    """Find the MLP of hidden width F whose names begin with `at`; views, no copies.
+
+    Raises: CheckpointError
+    """
+    D = config.hidden_size
+    return Mlp(checkpoint.weight(at + "gate_proj", (F, D)),
+               checkpoint.weight(at + "up_proj", (F, D)),
+               checkpoint.weight(at + "down_proj", (D, F)))
+
+
+def bind_moe(checkpoint, config, at):
+    """Find the mixture of experts whose names begin with `at`.
+
+    Raises: CheckpointError
+    """
+    E, F = config.n_routed_experts, config.moe_intermediate_size
+    return Moe(
+        gate=checkpoint.weight(at + "gate", (E, config.hidden_size)),
+        bias=checkpoint.vector(at + "gate.e_score_correction_bias", (E,)),
+        shared=bind_mlp(checkpoint, config, at + "shared_experts.", config.n_shared_experts * F),
+        find_expert=lambda e: bind_mlp(checkpoint, config, f"{at}experts.{e}.", F),
+    )
+
+
+def mlp(h, w, threads=None):
+    """Run a gated MLP: down(silu(gate(h)) * up(h)).
+
+    (T, D) -> (T, D)
+
+    Source: modeling_deepseek.py, DeepseekV3MLP.
+    """
+    return mlps([(h, w)], threads)[0]
+
+
+def mlps(inputs, threads=None):
+    """Run several MLPs, each on its own rows, with one parallel region per stage.
+
+    [(T_e, D), ...] -> [(T_e, D), ...]
+    """
+    halves = ops.linear_many([(h, m) for h, w in inputs for m in (w.gate_proj, w.up_proj)], threads)
+    inner = [ops.silu_mul(gate, up) for gate, up in zip(halves[::2], halves[1::2], strict=True)]
+    downs = [w.down_proj for _, w in inputs]
+    return ops.linear_many(list(zip(inner, downs, strict=True)), threads)
+
+
+def route(h, gate, bias, config, threads=None):
+    """Choose each token's experts and their weights.
+
+    (T, D), (E, D), (E,) -> (T, K), (T, K)
+
+    chosen int64, best first (ties: the lower id); mix float32.
+    Source: modeling_deepseek.py, MoEGate; DeepSeek-V3 report, equations 12 to 16.
+    """
+    # Trap: scores stay in float32; rounded to bf16, near-ties flip.
+    return choose(ops.sigmoid(ops.linear(h, gate, threads)), bias, config)
+
+
+def choose(scores, bias, config):
+    """Pick the K largest of scores + bias, in the best groups; weigh them by the scores alone.
+
+    (T, E), (E,) -> (T, K), (T, K)
+    """
+    choice = scores + bias
+    if config.n_group > 1:
+        choice = _mask_groups(choice, config)
+    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, :config.num_experts_per_tok]
+    # Trap: the bias must not reach the mixing weights (vllm#12002).
+    mix = np.take_along_axis(scores, chosen, axis=-1)
+    if config.norm_topk_prob and config.num_experts_per_tok > 1:
+        mix = mix / (mix.sum(axis=-1, keepdims=True) + np.float32(1e-20))
+    return chosen, mix * np.float32(config.routed_scaling_factor)
+
+
+def _mask_groups(choice, config):
+    """Keep the `topk_group` groups of experts whose two best add up to most; others become 0.
+
+    (T, E) -> (T, E)
+
+    Kimi's and DeepSeek's own code masks with 0.0, newer transformers with -inf; they differ only
+    where a kept choice is negative.
+    """
+    T, E = choice.shape
+    groups = choice.reshape(T, config.n_group, -1)
+    best_two = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
+    kept = np.argsort(-best_two, axis=-1, kind="stable")[:, :config.topk_group]
+    keep = np.zeros((T, config.n_group), bool)
+    np.put_along_axis(keep, kept, True, axis=-1)
+    return np.where(keep[..., None], groups, np.float32(0)).reshape(T, E)
+
+
+def mixture(h, w, chosen, mix, threads=None, arrivals=None):
+    """Add up the chosen experts of each token by their weights, then the shared expert.
+
+    (T, D), (T, K), (T, K) -> (T, D)
+
+    Tokens are grouped by expert, so each expert's weights are read once. A token's sum runs over
+    its experts in the order of `chosen`, whoever else was routed with it, and whichever expert was
+    ready first: `arrivals` yields the experts used, a list at a time; without it, all at once.
+    Source: modeling_deepseek.py, DeepseekV3MoE.
+    """
+    T, K = chosen.shape
+    outputs, shared = np.empty((T, K, h.shape[1]), np.float32), None
+    for group in arrivals or [np.unique(chosen)]:
+        places = [np.nonzero(chosen == e) for e in group]  # the tokens of expert e, and their k
+        # One token is given to all as it is: the kernel then puts it in order once for all experts.
+        inputs = [(h if T == 1 else h[t], w.expert(int(e)))
+                  for e, (t, _) in zip(group, places, strict=True)]
+        if shared is None:  # with the first group: it has nothing to wait for
+            *routed, shared = mlps([*inputs, (h, w.shared)], threads)
+        else:
+            routed = mlps(inputs, threads)
+        for (t, k), y in zip(places, routed, strict=True):
+            outputs[t, k] = y
+    y = mix[:, 0, None] * outputs[:, 0]
+    for k in range(1, K):
+        y += mix[:, k, None] * outputs[:, k]
+    return y + shared
+
+
+def moe(h, w, i, config, threads=None, trace=None, stream=None):
+    """Run layer i's mixture of experts on normalised activations.
+
+    (T, D) -> (T, D)
+    """
+    chosen, mix = route(h, w.gate, w.bias, config, threads)
+    arrivals = stream.arrivals(i, np.unique(chosen)) if stream else None
+    y = mixture(h, w, chosen, mix, threads, arrivals)
+    if trace is not None:
+        trace.record_all(f"layers.{i}.moe.", chosen=chosen, mix=mix, out=y)
+    return y

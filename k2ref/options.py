@@ -1,0 +1,164 @@
+"""The options of the command: their names, what they take, what `--help` says of them.
+
+A mistake is one sentence. Groups are what a reader of `--help` looks for: what is asked, how the
+answer is chosen, how it runs, and what can be looked at without asking anything.
+"""
+
+import argparse
+import threading
+
+from k2ref.agent import MAX_STEPS
+from k2ref.attention import CACHE_DTYPES
+from k2ref.demonstration import DEMONSTRATION
+from k2ref.sampling import Settings
+from k2ref.tools import TIMEOUT_S
+
+HELP = """\
+examples:
+  python -m k2ref "What is 37+58?"
+  python -m k2ref                                    (on a terminal: a conversation)
+  python -m k2ref --tools calculator --session sums.k2ref "What is 4821 * 377?"
+  python -m k2ref --model /data/Kimi-K2-Thinking --stats "Why is the sky blue?"
+  python -m k2ref --plan --model /data/Kimi-K2-Thinking --memory 256
+  echo "Tell me a story" | python -m k2ref --hide-thinking > story.txt
+
+The settings that are not given are the checkpoint's own (generation_config.json), else what the
+model card recommends. Thinking is dim on a terminal; in a pipe, a file, or with NO_COLOR set, it
+stands between the lines <think> and </think>. The line end of a piped prompt is dropped, except
+with --raw. A prompt that begins with a dash goes after --.
+
+A file of tools is a Python program, and it is run, with all that you may do on this machine; its
+functions with type hints and docstrings are what the model may call. Read it first.
+
+exit status: 0 after an answer, 2 after a mistake in options, directory or checkpoint, 130 after
+Ctrl-C, 143 after a request to terminate, 141 when nobody reads the output any more.
+"""
+
+
+class UsageError(ValueError):
+    """Say that the command line asks for something that cannot be done."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Parse options; a mistake is one sentence, without the usage in front of it."""
+
+    def error(self, message):
+        raise UsageError(f"{message} (--help lists the options)")
+
+
+def parser():
+    """Build the parser of the command line."""
+    parser = Parser(
+        prog="python -m k2ref", allow_abbrev=False, epilog=HELP, add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Ask a Kimi K2 model and watch it answer.")
+    parser.add_argument("prompt", nargs="?", help="what to ask; without it, standard input, or on "
+                        "a terminal a conversation")
+    group = parser.add_argument_group("what is asked, and of whom")
+    group.add_argument("--model", metavar="DIR", help="a checkpoint as downloaded from the hub "
+                       "(default: $K2REF_MODEL, else the embedded model)")
+    group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument("--raw", action="store_true", help="no chat template: the prompt is "
+                       "continued as it is, and control tokens written in it count")
+    group.add_argument("--session", metavar="FILE", help="go on with the conversation in FILE, if "
+                       "there is one, and keep it there, with what was computed for it")
+    group = parser.add_argument_group("tools")
+    group.add_argument("--tools", metavar="FILE.py|NAME", action="append", default=[],
+                       help="let the model call the functions of FILE.py, which is run, or a "
+                       f"demonstration tool ({' or '.join(DEMONSTRATION)}); may be given again")
+    group.add_argument("--max-steps", metavar="N", type=_at_least(1), default=MAX_STEPS,
+                       help=f"stop after N replies that call tools (default: {MAX_STEPS})")
+    group.add_argument("--keep-turns", metavar="N", type=_at_least(1),
+                       help="show the model only its last N turns of tool calls (default: all)")
+    group.add_argument("--tool-timeout", metavar="S", type=_seconds, default=TIMEOUT_S,
+                       help=f"give up on a call after S seconds (default: {TIMEOUT_S:g})")
+    group.add_argument("--transcript", metavar="FILE.jsonl",
+                       help="record the conversation, an OpenAI message a line")
+    group = parser.add_argument_group("how the answer is chosen")
+    group.add_argument("--max-tokens", metavar="N", type=_at_least(1),
+                       help="stop after N tokens, thinking included (default: the context)")
+    chance = group.add_mutually_exclusive_group()
+    chance.add_argument("--temperature", metavar="T", type=float, help="0 is greedy")
+    chance.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    group.add_argument("--top-p", metavar="P", type=float,
+                       help="only the likeliest tokens that have P of the probability together")
+    group.add_argument("--top-k", metavar="K", type=_at_least(0), help="only the K likeliest")
+    group.add_argument("--min-p", metavar="P", type=float,
+                       help="only tokens at least P times as likely as the likeliest")
+    group.add_argument("--seed", metavar="N", type=_at_least(0),
+                       help="repeat the same choices (default: fresh ones)")
+    group = parser.add_argument_group("how it runs and what is shown")
+    group.add_argument("--threads", metavar="N", type=_at_least(1),
+                       help="default: one for each core")
+    group.add_argument("--memory", metavar="GB", type=_gigabytes,
+                       help="the most memory to use for weights, cache and all (default: most of "
+                       "what is free; a checkpoint that is larger is streamed from disk)")
+    group.add_argument("--lock", action="store_true",
+                       help="ask the system to keep in memory what every token needs")
+    group.add_argument("--cache", choices=CACHE_DTYPES,
+                       help="how numbers of the KV cache are kept (default: float32, or as the "
+                       "session has them); bf16 halves its memory")
+    group.add_argument("--hide-thinking", action="store_true", help="show the answer only")
+    group.add_argument("--stats", action="store_true",
+                       help="report speed, weights read and memory on standard error")
+    group = parser.add_argument_group("instead of an answer")
+    group.add_argument("--plan", action="store_true",
+                       help="measure this machine and say how fast it will run the model")
+    group.add_argument("--inspect", metavar="DIR",
+                       help="say what a checkpoint contains, and what is missing or wrong")
+    group.add_argument("--version", action="store_true", help="show version and kernels")
+    group.add_argument("-h", "--help", action="help", help="show this help")
+    return parser
+
+
+def settings(args):
+    """Collect the sampling settings that were given, and refuse bad ones before a long load."""
+    given = {"temperature": 0.0 if args.greedy else args.temperature, "top_p": args.top_p,
+             "top_k": args.top_k, "min_p": args.min_p}
+    given = {name: value for name, value in given.items() if value is not None}
+    Settings(**given)
+    return given
+
+
+def check_text(what, text):
+    """Refuse text that was not UTF-8 when it came in.
+
+    Raises: UsageError
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # Python keeps bytes that are not UTF-8 as surrogates
+        raise UsageError(f"{what} is not valid UTF-8 at character {error.start}") from None
+
+
+def _at_least(low):
+    """Make a converter of options to whole numbers from `low` on."""
+
+    def convert(text):
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {low}, found {text!r}")
+        return int(text)
+
+    return convert
+
+
+def _seconds(text):
+    """Convert a number of seconds."""
+    try:
+        time_s = float(text)
+        if 0 < time_s <= threading.TIMEOUT_MAX:
+            return time_s
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of seconds > 0, found {text!r}")
+
+
+def _gigabytes(text):
+    """Convert a number of gigabytes to bytes."""
+    try:
+        n_bytes = float(text) * 1e9
+        if 0 < n_bytes < float("inf"):
+            return int(n_bytes)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of gigabytes > 0, found {text!r}")

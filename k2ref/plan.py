@@ -1,0 +1,232 @@
+"""What a machine will give, said before anything is read: the plan.
+
+    python -m k2ref --plan --model DIR --memory 100
+
+A token is multiplied by every dense weight and by 8 of each layer's 384 experts. What is in memory
+takes its bytes over the rate of the kernels; what is not takes its bytes over the rate of the disk.
+Under a budget, dense weights come first and experts have the rest:
+
+    share    = room for experts / bytes of all experts              at most 1
+    dense_s  = dense bytes / kernel rate + dense bytes that do not fit / disk rate
+    expert_s = the larger of  chosen bytes / kernel rate
+                         and  chosen bytes (1 - share) / disk rate  as they overlap
+    token_s  = dense_s + expert_s
+
+A chosen expert is in memory with probability `share` if the router chooses evenly, as its training
+makes it over many texts. Within one text, neighbouring tokens have 41 % of their experts in common
+(measured elsewhere), so that a run can beat the plan where the disk is the limit.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from k2ref import attention, layout, memory, rates
+from k2ref.config import Config
+from k2ref.model import EMBEDDED
+from k2ref.stream import OWN, SHARE, chunk_tokens
+
+CONTEXT = 4096
+CONTEXTS = (4096, 32768, 262144)
+# The machines of `table`: GB of memory. Their rates are assumptions, and it says so.
+MACHINES = (1024, 768, 512, 256, 128)
+SERVER_MEMORY, NVME = 200e9, 6e9  # bytes a second
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold where the bytes of one model go under a budget, and what a token takes."""
+
+    budget: int  # bytes, for everything
+    cache: int  # bytes of the KV cache in it
+    dense: int  # bytes that every token is multiplied by
+    experts: int  # bytes of all experts
+    chosen: int  # bytes of those that one token is multiplied by
+    beside: int  # bytes of those in one layer
+    dense_s: float  # what a token takes if all is in memory, without the experts
+    expert_s: float  # and for them
+    disk: float | None  # bytes a second; None: not known
+
+    @property
+    def room(self):
+        """Bytes for weights: the budget without the process's own memory and the cache."""
+        return max(0, self.budget - OWN - self.cache)
+
+    @property
+    def dense_kept(self):
+        """Bytes of dense weights that stay in memory, with a layer's chosen experts beside them."""
+        return max(0, min(self.dense, self.room - self.beside))
+
+    @property
+    def share(self):
+        """The part of the experts that fits beside the dense weights."""
+        free = self.room - self.dense_kept
+        return min(1.0, free / self.experts) if self.experts else 1.0
+
+    @property
+    def from_disk(self):
+        """Bytes that a token is expected to read from disk."""
+        return self.dense - self.dense_kept + self.chosen * (1 - self.share)
+
+    @property
+    def memory_s(self):
+        """Seconds a token takes if everything is in memory."""
+        return self.dense_s + self.expert_s
+
+    @property
+    def token_s(self):
+        """Seconds a token takes; None where that needs a disk that could not be measured."""
+        if not self.from_disk:
+            return self.memory_s
+        if not self.disk:
+            return None
+        dense_s = self.dense_s + (self.dense - self.dense_kept) / self.disk
+        return dense_s + max(self.expert_s, self.chosen * (1 - self.share) / self.disk)
+
+    @property
+    def limit(self):
+        """What a faster one of would help most: "memory" or "disk"."""
+        disk_s = self.from_disk / self.disk if self.from_disk else 0
+        return "disk" if disk_s > self.memory_s else "memory"
+
+
+def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
+         cache_dtype="float32") -> Plan:
+    """Lay out a model's bytes under a budget of bytes, on a machine of this speed."""
+    dense, experts = by_format(config)
+    part = config.num_experts_per_tok / config.n_routed_experts
+    n_moe = sum(map(config.is_moe_layer, range(config.num_hidden_layers)))
+    chosen = int(sum(experts.values()) * part)
+    seconds = {format: n_bytes / speed.kernels[format] for format, n_bytes in dense.items()}
+    return Plan(
+        budget=int(budget), cache=kv_bytes(config, context, cache_dtype),
+        dense=sum(dense.values()),
+        experts=sum(experts.values()), chosen=chosen, beside=chosen // max(1, n_moe),
+        dense_s=sum(seconds.values()) + config.num_hidden_layers * speed.layer_s,
+        expert_s=sum(n * part / speed.kernels[format] for format, n in experts.items()),
+        disk=speed.disk)
+
+
+def by_format(config: Config) -> tuple[Counter, Counter]:
+    """Add up `{format: bytes}` of what every token is multiplied by, and of the experts."""
+    format_of = layout.format_finder(config.quantization_config, config.tensor_prefix)
+    dense, experts = Counter(), Counter()
+    for tensor in layout.tensors(config):
+        format = format_of(tensor)
+        n_bytes = layout.n_bytes(layout.stored_parts(tensor.shape, format))
+        if tensor.kind != "embedding":  # of which a token takes one row
+            to = experts if tensor.kind == "experts" else dense
+            to[format if format in ("int4", "fp8") else "bf16"] += n_bytes
+    return dense, experts
+
+
+def kv_bytes(config: Config, n_tokens: int, dtype="float32") -> int:
+    """Return the bytes of a `KVCache` with this many tokens."""
+    width = -(-(config.kv_lora_rank + config.qk_rope_head_dim) // attention.LANES) * attention.LANES
+    n_bytes = np.dtype(attention.CACHE_DTYPES[dtype]).itemsize
+    return config.num_hidden_layers * width * n_bytes * n_tokens
+
+
+def report(model_path=None, memory_bytes=None, threads=None, cache_dtype="float32",
+           context=CONTEXT) -> str:
+    """Measure this machine and say in readable text what a checkpoint will do on it.
+
+    Only config.json is read, and a few random pieces of the files to time the disk.
+    Raises: ConfigError; OSError; ValueError where the system does not say how much memory there is
+    """
+    path = EMBEDDED if model_path is None else Path(model_path)
+    config = Config.from_dir(path)
+    given = memory_bytes is not None
+    available = memory.available()
+    if not given and available is None:
+        raise ValueError("--memory: expected a number of GB, since this system does not say how "
+                         "much memory is available, found none")
+    budget = memory_bytes if given else SHARE * available
+    formats = sorted({*by_format(config)[0], *by_format(config)[1]})
+    speed = rates.measure(path, threads, formats)
+    plan = make(config, budget, speed, context, cache_dtype)
+    origin = "" if given else f" ({SHARE:.0%} of what is available; --memory GB sets it)"
+    if given and available is not None and budget > available:
+        origin = f", though only {_gb(available)} are available now"
+    return "\n\n".join([
+        f"{path}\nthe plan for {_gb(budget)} of memory{origin}", _bytes(config, plan, context),
+        _machine(speed), _expected(config, plan), _contexts(config, cache_dtype)])
+
+
+def _gb(n_bytes) -> str:
+    if n_bytes < 1e8:
+        return f"{n_bytes / 1e6:,.1f} MB" if n_bytes else "nothing"
+    return f"{n_bytes / 1e9:,.{1 if n_bytes >= 1e10 else 2}f} GB"
+
+
+def _bytes(config, plan, context) -> str:
+    kept = plan.dense_kept / plan.dense
+    lines = [f"{'part':18}{'on disk':>12}   in memory"]
+    for kind, n_bytes in sorted(config.n_bytes_by_kind.items(), key=lambda item: -item[1]):
+        if kind == "embedding":
+            stays = "one row for each token, read when it is needed"
+        elif kind == "experts":
+            stays = f"{plan.share:.1%}: {_gb(plan.share * plan.experts)} of them, the last used"
+        else:
+            stays = "all" if kept == 1 else f"{kept:.0%} of the dense weights"
+        lines.append(f"{kind:18}{_gb(n_bytes):>12}   {stays}")
+    lines.append(f"{'beside them':18}{'':12}   {_gb(OWN)} for the program, {_gb(plan.cache)} for "
+                 f"the cache of {context:,} tokens")
+    return "\n".join([
+        *lines, "", f"a token is multiplied by {_gb(plan.dense)} of dense weights and "
+        f"{_gb(plan.chosen)} of experts,", f"of which {_gb(plan.from_disk)} are read from disk "
+        "(if it chooses its experts evenly)"])
+
+
+def _machine(speed) -> str:
+    kernels = ", ".join(f"{rate / 1e9:.1f} GB/s of {format} weights"
+                        for format, rate in speed.kernels.items())
+    disk = (f"{speed.disk / 1e9:.2f} GB/s at random places" if speed.disk else
+            "not measured: there are no files, or too little data in them")
+    return "\n".join([f"measured with {speed.threads} threads",
+                      f"  memory    {speed.memory / 1e9:.1f} GB/s",
+                      f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
+                      f"  disk      {disk}"])
+
+
+def _expected(config, plan) -> str:
+    if plan.token_s is None:
+        return (f"expected: {plan.memory_s:.3g} s a token in memory, and what the disk takes to "
+                f"read {_gb(plan.from_disk)}")
+    chunk = chunk_tokens(config, plan.room - plan.dense_kept)
+    head = (f"expected: {1 / plan.token_s:.3g} tokens/s ({plan.token_s:.3g} s a token); the "
+            f"{plan.limit} is the limit")
+    if not plan.from_disk:
+        tail = "all of it stays in memory once it was read"
+    else:
+        tail = (f"{plan.memory_s:.3g} s if all were in memory; the disk takes "
+                f"{plan.from_disk / plan.disk:.3g} s")
+    if plan.disk:
+        tail += f"; reading ahead takes {plan.dense_kept / plan.disk:.3g} s, once"
+    return (f"{head}\n  {tail}\n  a prompt goes through the layers {chunk:,} tokens at a time, "
+            "each expert read once for them all")
+
+
+def _contexts(config, dtype) -> str:
+    sizes = [f"{n >> 10}K tokens {_gb(kv_bytes(config, n, dtype))}" for n in CONTEXTS]
+    return f"KV cache in {dtype}: {', '.join(sizes)}"
+
+
+def table(config: Config, memory_rate=SERVER_MEMORY, disk_rate=NVME) -> str:
+    """Make the README's table in Markdown: machines by their memory, and what they will give.
+
+    The rates, in bytes a second, are assumptions about such machines; `report` measures.
+    """
+    kernels = dict.fromkeys(("bf16", "int4", "fp8"), memory_rate)
+    speed = rates.Rates(memory_rate, kernels, disk_rate, layer_s=0.0, threads=0)
+    lines = ["| memory | experts in memory | read from disk for a token | tokens/s | the limit |",
+             "|---|---|---|---|---|"]
+    for size in MACHINES:
+        plan = make(config, SHARE * size * 1e9, speed)
+        lines.append(f"| {size} GB | {plan.share:.0%} | {_gb(plan.from_disk)} | "
+                     f"{1 / plan.token_s:.2g} | {plan.limit} |")
+    return "\n".join([*lines, "", f"Assumed: weights at {memory_rate / 1e9:.0f} GB/s, a disk of "
+                      f"{disk_rate / 1e9:.0f} GB/s, {SHARE:.0%} of the memory, evenly chosen "
+                      "experts."])

@@ -1,0 +1,255 @@
+"""The reply: the ids that the model writes become thinking, content and tool calls, as they come.
+
+What a well-behaved reply looks like (the last line only if it calls tools):
+
+    <think>thinking</think>content
+    <|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{...}
+    <|tool_call_end|><|tool_calls_section_end|>
+
+Models also forget markers and repeat them, so `ReplyParser` is a small machine whose every state
+has an answer to every marker. A marker is known by its id, so content may quote one in ordinary
+text; only a marker that the vocabulary lacks is looked for in the text. There is one logic: `parse`
+is the stream, collected.
+
+    START --<think>--> THINKING --</think>--> CONTENT      where text goes
+    SECTION --begin--> ID --argument--> ARGUMENTS --end--> SECTION
+"""
+
+import re
+
+from k2ref.events import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Content,
+    Reply,
+    Thinking,
+    ToolCall,
+    collect,
+    infer_name,
+)
+from k2ref.tokenizer import Decoder
+
+__all__ = ["CallArguments", "CallBegin", "CallEnd", "Content", "Reply", "ReplyParser", "Thinking",
+           "ToolCall", "collect", "parse"]
+
+THINK, END_THINK = "<think>", "</think>"
+SECTION_BEGIN, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+CALL_BEGIN, CALL_END = "<|tool_call_begin|>", "<|tool_call_end|>"
+ARGUMENT_BEGIN = "<|tool_call_argument_begin|>"
+# Trap: models also write the section's markers in the singular, which no vocabulary has.
+# https://github.com/ggml-org/llama.cpp/pull/17376
+ONE_BEGIN, ONE_END = "<|tool_call_section_begin|>", "<|tool_call_section_end|>"
+CALL_MARKERS = (SECTION_BEGIN, SECTION_END, CALL_BEGIN, ARGUMENT_BEGIN, CALL_END)
+# A reply ends here, also where the model forgot to end it and opens the next turn.
+ENDS = {"<|im_end|>", "[EOS]", "[EOT]", "<|im_user|>", "<|im_assistant|>", "<|im_system|>"}
+
+STATES = START, THINKING, CONTENT, SECTION, ID, ARGUMENTS, END = (
+    "start", "thinking", "content", "section", "id", "arguments", "end")
+JSON_SPACE = " \t\r\n"
+
+
+def parse(tokenizer, ids, in_thinking=None, tools=None):
+    """Split the ids of a reply into a `Reply`; see `ReplyParser` for the options."""
+    parser = ReplyParser(tokenizer, in_thinking, tools)
+    events = [event for id in ids for event in parser.feed(id)]
+    return collect(events + parser.finish())
+
+
+class ReplyParser:
+    """Split a reply while it is written: `feed` and `finish` return lists of events.
+
+    `in_thinking` says that the prompt has opened <think>; by default it has if the tokenizer's
+    style is k2.5 or k2.6 (say False after a prompt with thinking=False). `tools` are only needed
+    to name the calls of models that write a bare counter instead of functions.NAME:IDX.
+
+    Source: Kimi-K2-Thinking docs/tool_call_guidance.md; for what models get wrong, each at its
+    Trap below, the parsers and threads of vLLM, SGLang and llama.cpp.
+    """
+
+    def __init__(self, tokenizer, in_thinking=None, tools=None):
+        if in_thinking is None:
+            in_thinking = getattr(tokenizer, "style", None) in ("k2.5", "k2.6")
+        self._names = {id: name for name, id in tokenizer.special_tokens.items()}
+        self._decoder = Decoder(tokenizer)
+        self._tools = tools
+        self._events = []
+        self._state = START
+        self._outside = THINKING if in_thinking else CONTENT  # where text goes that is not a call's
+        self._is_open = in_thinking  # <think> without </think> so far, even if a call came between
+        self._text = ""  # decoded, but it may be the beginning of a marker
+        self._blank = ""  # before <think> blanks are nothing, before content they are content
+        self._n_calls = 0
+        self._written = _markers_in_text(tokenizer)
+        self._patterns = {key: _pattern(markers) for key, markers in self._written.items()}
+
+    def feed(self, id):
+        """Take one id and return the events that are now certain."""
+        marker = self._names.get(id)
+        if self._state == END:
+            return []
+        if marker is None:
+            self._read(self._decoder.feed(id))
+        else:
+            self._read(self._decoder.flush(), last=True)
+            self._mark(marker)
+        return self._take_events()
+
+    def finish(self):
+        """End the reply, however incomplete it is, and return the last events."""
+        if self._state != END:
+            self._read(self._decoder.flush(), last=True)
+            self._end()
+        return self._take_events()
+
+    def _take_events(self):
+        events, self._events = self._events, []
+        return events
+
+    def _read(self, text, last=False):
+        """Take text, look for written markers, and hold back what may yet become one."""
+        self._text += text
+        while found := self._patterns[self._state, self._is_open].search(self._text):
+            before, self._text = self._text[:found.start()], self._text[found.end():]
+            self._write(before)
+            self._mark(found.group().strip())
+        text, self._text = self._text, ""
+        held = len(text)
+        if not last:
+            tails = range(max(0, len(text) - len(ONE_BEGIN)), len(text))
+            markers = self._written[self._state, self._is_open]
+            held = next((i for i in tails if any(m.startswith(text[i:]) for m in markers)), held)
+        self._text = text[held:]
+        self._write(text[:held])
+
+    def _write(self, text):
+        """Put text where the state says that it belongs."""
+        if self._state == START:
+            text, self._blank = self._blank + text, ""
+            if not text.strip():
+                self._blank = text
+                return
+            self._state = self._outside
+        if self._state == SECTION:
+            text = text.lstrip()
+            if text and self._outside:
+                self._state = self._outside
+        if self._state == ID:
+            self._id += text
+        elif self._state == ARGUMENTS:
+            self._write_arguments(text)
+        elif text and self._state in (THINKING, CONTENT):
+            self._events.append((Thinking if self._state == THINKING else Content)(text))
+
+    def _mark(self, marker):
+        """Change the state as a marker says; one that makes no sense here is dropped."""
+        if marker in ENDS:
+            self._end()
+        elif marker in (THINK, END_THINK):
+            self._mark_thinking(marker)
+        elif marker in (SECTION_BEGIN, ONE_BEGIN):
+            # Trap: a section may begin inside the thinking, which it ends (vllm#33646).
+            self._close()
+            # What the vocabulary does not have may be a quotation: then text goes on after it.
+            self._outside = None if marker == SECTION_BEGIN else self._outside
+            self._state = SECTION
+        elif marker in (SECTION_END, ONE_END):
+            if self._state in (SECTION, ID, ARGUMENTS):
+                self._close()
+                self._state = self._outside = self._outside or CONTENT
+        elif marker == CALL_BEGIN:
+            # Trap: calls come without a section, too (vllm#32216), without an end of the one
+            # before, and begun twice before any arguments, where the first is nothing.
+            self._close()
+            self._outside = self._outside and CONTENT
+            self._state, self._id = ID, ""
+        elif marker == ARGUMENT_BEGIN and self._state == ID:
+            self._begin_call()
+        elif marker == CALL_END and self._state in (ID, ARGUMENTS):
+            self._close()
+            self._state = SECTION
+
+    def _mark_thinking(self, marker):
+        if self._state == ARGUMENTS:
+            self._write(marker)  # the arguments are the model's own, whatever they say
+        elif self._state == ID:
+            pass
+        elif marker == THINK:
+            self._blank, self._is_open = "", True
+            self._state = self._outside = THINKING
+        else:
+            self._is_open = False
+            if self._outside == THINKING:
+                self._close()
+                self._state = self._outside = CONTENT
+
+    def _close(self):
+        """End what is open: blanks at the start are text, a call without arguments is nothing."""
+        if self._state == START:
+            self._state = self._outside
+            self._write(self._blank)
+        elif self._state == ARGUMENTS:
+            self._end_call()
+
+    def _end(self):
+        self._close()
+        self._state = END
+
+    def _begin_call(self):
+        self._id = self._id.strip()
+        # Trap: strict patterns for the id lose calls to tools with a dash or a dot in their name,
+        # and those without "functions.". https://blog.vllm.ai/2025/10/28/Kimi-K2-Accuracy.html
+        stem = self._id.removeprefix("functions.")
+        self._name = re.sub(":[0-9]+$", "", stem)
+        # Trap: some ids name no function, "3" or "call_5" (vllm#46127, sglang#25358); then the
+        # arguments must tell, and the call is announced only when they are complete.
+        if self._name == stem and (stem.isdecimal() or self._tools and not self._is_tool(stem)):
+            self._name = ""
+        self._state, self._arguments, self._spaces = ARGUMENTS, [], ""
+        if self._name:
+            self._events.append(CallBegin(self._n_calls, self._id, self._name))
+
+    def _is_tool(self, name):
+        return any(tool.get("function", {}).get("name") == name for tool in self._tools)
+
+    def _write_arguments(self, text):
+        """Pass arguments on, without the blanks around them."""
+        text = self._spaces + text
+        text = text if self._arguments else text.lstrip(JSON_SPACE)
+        body = text.rstrip(JSON_SPACE)
+        self._spaces = text[len(body):]
+        if body:
+            self._arguments.append(body)
+            if self._name:
+                self._events.append(CallArguments(self._n_calls, body))
+
+    def _end_call(self):
+        if not self._name:
+            arguments = "".join(self._arguments)
+            name = infer_name(self._tools, arguments)
+            self._events.append(CallBegin(self._n_calls, self._id, name))
+            self._events.append(CallArguments(self._n_calls, arguments))
+        self._events.append(CallEnd(self._n_calls))
+        self._n_calls += 1
+
+
+def _markers_in_text(tokenizer):
+    """List the markers to look for in the text, by state and whether thinking is open.
+
+    They are those without an id, and only where they mean something: an answer may talk about
+    <think>, and arguments may hold the singular markers.
+    """
+    found = {}
+    for state in STATES:
+        for is_open in (False, True):
+            names = [*CALL_MARKERS]
+            if state != ARGUMENTS:
+                names += [ONE_BEGIN, ONE_END] + [END_THINK] * is_open + [THINK] * (state == START)
+            found[state, is_open] = [n for n in names if tokenizer.special_id(n) is None]
+    return found
+
+
+def _pattern(markers):
+    # Only at the very start of a reply is a written <think> a marker; blanks may precede it.
+    blanks = {THINK: r"\A\s*"}
+    return re.compile("|".join(blanks.get(m, "") + re.escape(m) for m in markers) or "(?!)")

@@ -1,0 +1,298 @@
+"""Safetensors files: where each tensor's bytes lie, and the memory map they are read through.
+
+A safetensors file is eight bytes with the header's length, the header, and the tensors' data. The
+header is a JSON object `{name: {"dtype", "shape", "data_offsets"}}`. A checkpoint is one such file,
+or many with a `model.safetensors.index.json` that says which tensor is in which.
+
+Every header is checked once, here, because a wrong offset would read other tensors' bytes as
+weights. A full-size checkpoint has 208,276 tensors, so each is one small tuple, and what can be
+looked up is not computed again. Only JSON is parsed; nothing in a checkpoint is ever executed.
+
+Source: https://github.com/huggingface/safetensors, README, "Format".
+"""
+
+import gc
+import json
+import math
+import mmap
+import os
+import stat
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_JSON_BYTES = 100_000_000  # the safetensors library's own limit for a header
+BYTES_OF = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """Files that are not the checkpoint they should be: says file, tensor, expected, found."""
+
+
+class Stored(NamedTuple):
+    """Say where one tensor lies: the shard's number, and byte offsets in its file."""
+
+    shard: int
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Shard(NamedTuple):
+    """Hold one open file: its path, and its bytes as a read-only memory map.
+
+    The map is never closed by hand: an array made on it keeps the object alive but does not stop
+    `close`, after which reading the array would crash. Python unmaps it with its last reference.
+    """
+
+    path: Path
+    map: mmap.mmap
+
+
+def mismatch(where, expected, found) -> CheckpointError:
+    """Word the error for something that is not as it should be."""
+    return CheckpointError(f"{where}: expected {expected}, found {found}")
+
+
+@contextmanager
+def collector_paused():
+    """Keep the garbage collector from looking, over and over, through what is only being built.
+
+    A full-size checkpoint makes a million objects in a second, none of them in a cycle; the
+    collector would take half as long again. It is put back as it was.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def open_shards(directory) -> tuple[list[Shard], dict[str, Stored]]:
+    """Map the safetensors files of a directory and list the tensors in them.
+
+    Raises: CheckpointError for whatever is missing, malformed or contradictory
+    """
+    names, weight_map = list_files(directory)
+    shards: list[Shard] = []
+    tensors: dict[str, Stored] = {}
+    for number, name in enumerate(names):
+        shard, header = open_shard(directory, name, number, weight_map)
+        shards.append(shard)
+        tensors.update(header)
+    if weight_map is not None and len(tensors) < len(weight_map):
+        raise not_in_shards(directory, weight_map, tensors)
+    return shards, tensors
+
+
+def list_files(directory) -> tuple[list[str], dict[str, str] | None]:
+    """Return the names of the safetensors files, and the index's `{tensor: file}` if there is one.
+
+    Raises: CheckpointError
+    """
+    directory = Path(directory)
+    if os.path.lexists(directory / INDEX):
+        weight_map = _read_index(directory)
+        return sorted(set(weight_map.values())), weight_map
+    if not os.path.lexists(directory / SINGLE):
+        raise mismatch(directory, f"{INDEX} or {SINGLE}", "neither")
+    return [SINGLE], None
+
+
+def open_shard(directory, name: str, number: int, weight_map=None):
+    """Map one file and read its header, which must agree with the index: Shard, {name: Stored}.
+
+    Raises: CheckpointError
+    """
+    shard, text = _map(Path(directory), name)
+    header = _read_header(shard, number, text)
+    if weight_map is not None:
+        _compare_with_index(shard.path, header, weight_map)
+    return shard, header
+
+
+def not_in_shards(directory, weight_map: dict[str, str], tensors) -> CheckpointError:
+    """Word the error for a tensor that only the index knows."""
+    missing = next(tensor for tensor in weight_map if tensor not in tensors)
+    path = Path(directory) / weight_map[missing]
+    return mismatch(f"{path}: tensor {missing!r}", f"it here, as {INDEX} says", "none")
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """Return the index's `{tensor: shard}`, in whatever order it is written."""
+    # Trap: names are never made up from a pattern: the official ones end in a total of six digits.
+    path = _inside(directory, INDEX)
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes > MAX_JSON_BYTES:
+            raise mismatch(path, f"at most {MAX_JSON_BYTES} bytes", f"{n_bytes}")
+        index = _parse(path, path.read_bytes())
+    except OSError as error:
+        raise mismatch(path, "a readable file", error.strerror) from error
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise mismatch(path, "an object `weight_map`", f"{weight_map!r:.60}")
+    names = weight_map.values()
+    if set(map(type, names)) != {str}:
+        raise mismatch(path, "a file name for each tensor", "a value that is not a string")
+    for name in set(names):
+        if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
+            raise mismatch(path, "names of files in the directory", f"{name!r:.200}")
+    return weight_map
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """Return the real path of a file of the checkpoint, which must not lead out of it.
+
+    The hub's cache keeps the files in `models--X/blobs` and links to them from
+    `models--X/snapshots/REVISION`: such links, within one model, are as good as the directory.
+    """
+    path = directory / name
+    try:
+        home, real = Path(os.path.realpath(directory)), Path(os.path.realpath(path, strict=True))
+        is_file = stat.S_ISREG(os.stat(real).st_mode)
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise mismatch(path, "a file", f"none ({found})") from error
+    in_cache = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+    if real.parent != home and not in_cache:
+        raise mismatch(path, "a file inside the checkpoint's directory", f"a link to {real}")
+    if not is_file:
+        raise mismatch(path, "a regular file", "something else")
+    return real
+
+
+def _map(directory: Path, name: str) -> tuple[Shard, bytes]:
+    """Map one file; return it with the text of its header.
+
+    The header is read and not looked at through the map: where a page of the map is touched, the
+    system reads as much around it as the device takes at once, 8 MB here.
+    """
+    real = _inside(directory, name)
+    path = directory / name
+    try:
+        with open(real, "rb", buffering=0) as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            if n_bytes < 8:
+                raise mismatch(path, "a safetensors file of 8 bytes or more", f"{n_bytes} bytes")
+            n_header = int.from_bytes(file.read(8), "little")
+            most = min(n_bytes - 8, MAX_JSON_BYTES)
+            if n_header > most:
+                raise mismatch(path, f"a header of at most {most} bytes", f"one of {n_header}")
+            text = file.read(n_header)
+            return Shard(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), text
+    except OSError as error:
+        raise mismatch(path, "a readable file", error.strerror) from error
+
+
+def _parse(path: Path, text: bytes) -> dict:
+    """Parse a JSON object in which no key comes twice."""
+
+    def without_duplicates(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            [(name, times)] = Counter(name for name, _ in pairs).most_common(1)
+            raise mismatch(path, "each name once", f"{name!r:.200} {times} times")
+        return values
+
+    try:
+        text = text.decode("utf-8")
+        found = json.loads(text)
+        # Each key is followed by a colon, so where there are no more colons than keys were kept,
+        # none came twice. Else there was one, or a colon in a name: look at every key, slowly.
+        if text.count(":") != _count_keys(found):
+            found = json.loads(text, object_pairs_hook=without_duplicates)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise mismatch(path, "JSON", f"something else ({error})") from error
+    if not isinstance(found, dict):
+        raise mismatch(path, "a JSON object", f"{found!r:.60}")
+    return found
+
+
+def _count_keys(found) -> int:
+    """Count the keys of an object and of the objects in it, not those further down."""
+    if not isinstance(found, dict):
+        return 0
+    return len(found) + sum(len(value) for value in found.values() if type(value) is dict)
+
+
+def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
+    """Check one file's header: every byte of the data belongs to exactly one tensor."""
+    n_file, data_start = len(shard.map), 8 + len(text)
+    new = tuple.__new__  # half the time of a NamedTuple's own
+    header = _parse(shard.path, text)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or set(map(type, metadata.values())) - {str}:
+        raise mismatch(f"{shard.path}: __metadata__", "an object of strings", f"{metadata!r:.60}")
+    known: dict[str, tuple] = {}  # few dtypes and shapes come again and again
+    tensors, end, is_in_order = {}, 0, True
+    for name, entry in header.items():
+        try:
+            dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            n_entries = len(entry)
+        except (TypeError, KeyError, ValueError):
+            n_entries = 0
+        if n_entries != 3:
+            where = f"{shard.path}: tensor {name!r}"
+            raise mismatch(where, "dtype, shape and two data_offsets", f"{entry!r:.200}")
+        key = f"{dtype!r}{shape!r}"  # as text, so that `true` or `1.0` does not pass for a 1
+        if key not in known:
+            known[key] = _check_shape(shard.path, name, dtype, shape)
+        dtype, shape, n_bytes = known[key]
+        if type(start) is not int or type(stop) is not int or stop - start != n_bytes:
+            where = f"{shard.path}: tensor {name!r}, {dtype} {list(shape)}"
+            raise mismatch(where, f"data_offsets {n_bytes} bytes apart", f"{[start, stop]!r:.100}")
+        is_in_order = is_in_order and start == end
+        end = stop
+        tensors[name] = new(Stored, (number, dtype, shape, data_start + start, data_start + stop))
+    if not is_in_order or data_start + end != n_file:
+        _check_coverage(shard.path, tensors, data_start, n_file)
+    return tensors
+
+
+def _check_shape(path: Path, name: str, dtype, shape) -> tuple[str, tuple[int, ...], int]:
+    """Return a tensor's dtype and shape, checked, and its bytes."""
+    where = f"{path}: tensor {name!r}"
+    if type(dtype) is not str or dtype not in BYTES_OF:
+        raise mismatch(where, f"a dtype of {', '.join(BYTES_OF)}", f"{dtype!r:.60}")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise mismatch(where, "a shape, a list of sizes", f"{shape!r:.60}")
+    return dtype, tuple(shape), math.prod(shape) * BYTES_OF[dtype]
+
+
+def _check_coverage(path: Path, tensors: dict[str, Stored], data_start: int, n_file: int):
+    """Refuse tensors that overlap, holes between them, and a file that ends elsewhere."""
+    end = data_start
+    for name, stored in sorted(tensors.items(), key=lambda item: item[1][3:]):
+        if stored.start != end:
+            what = "overlaps the one before it" if stored.start < end else "leaves a hole before it"
+            found = f"{stored.start}: it {what}"
+            raise mismatch(f"{path}: tensor {name!r}", f"data at byte {end}", found)
+        end = stored.stop
+    if end != n_file:
+        what = "truncated" if n_file < end else "too long"
+        raise mismatch(path, f"a file of {end} bytes, by its header", f"{n_file}: it is {what}")
+
+
+def _compare_with_index(path: Path, header: dict[str, Stored], weight_map: dict[str, str]):
+    """Refuse tensors that the index puts elsewhere, and so any that are there twice."""
+    name = path.name
+    said_of_all = list(map(weight_map.get, header))
+    if said_of_all.count(name) == len(header):
+        return
+    for tensor, said in zip(header, said_of_all, strict=True):
+        if said != name:
+            expected = f"it in {said!r}, as {INDEX} says" if said else f"it in {INDEX}, too"
+            raise mismatch(f"{path}: tensor {tensor!r}", expected, "it here")

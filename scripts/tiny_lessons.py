@@ -1,0 +1,227 @@
+"""The lessons of the embedded model: conversations of all kinds, generated, never shipped.
+
+An intent (`tiny_sums`, `tiny_facts`, `tiny_lookups`, `tiny_talk` ...) gives one exchange; here
+exchanges become conversations with a system prompt, earlier turns, and calls whose ids count over
+the conversation.
+"""
+
+import random
+
+import tiny_compare
+import tiny_facts
+import tiny_lookups
+import tiny_stories
+import tiny_sums
+import tiny_talk
+from tiny_words import (
+    OTHER_TOOLS,
+    SYSTEMS,
+    Exchange,
+    argument,
+    arguments,
+    calculator,
+    called,
+    choose,
+    is_held_out,
+    lookup,
+    made_up,
+    noisy,
+    split,
+)
+
+INTENTS = {  # how often each is drawn
+    tiny_sums.one_step: 8, tiny_sums.word_problem: 10, tiny_sums.chain: 6, tiny_sums.columns: 9,
+    tiny_sums.no_calculator: 3, tiny_compare.compare: 4, tiny_facts.fact: 28,
+    tiny_lookups.attribute: 9, tiny_lookups.look: 4, tiny_lookups.error: 2,
+    tiny_lookups.lookups_and_sum: 4, tiny_lookups.unfit: 3, tiny_lookups.trail: 4,
+    tiny_stories.story: 5, tiny_talk.joke: 1, tiny_talk.greeting: 3, tiny_talk.about: 3,
+    tiny_talk.unknown: 8, tiny_talk.repeat: 8,
+}
+NOW = split("""
+now {p} | Now {p}. | and {p} | And {p}? | then {p} | Then {p}. | {p} | {p}. | Now {p}, please.
+Take that and {p}.
+And now {p}. | With that, {p}. | Then please {p}. | What if you {p}? | The result {p}? | ok, now {p}
+And if you {p}?
+Good. Now {p}. | Next, {p}. | After that {p}. | Thanks, now {p}. | Great, then {p}. | So {p}.
+Can you {p}? | Again: {p}
+Let us {p}. | Please {p}. | Also {p}. | Finally {p}. | To that, {p}. | Use the result: {p}.
+From that, {p}. | Continue: {p}
+""")
+
+
+def further(rng, before, held_out=False):
+    """Go on with the number of the exchange before: "now times 3"."""
+    left = int(before.then[1])
+    op = rng.choice("+-**")
+    template = choose(rng, "now", NOW, held_out)
+    numbers = [n for n in range(2, 100) if is_held_out(*tiny_sums.pair_key(left, n)) == held_out]
+    small = [n for n in numbers if n < 10]
+    b = rng.choice(small if small and rng.random() < 0.5 else numbers)
+    question = noisy(rng, template).replace("{p}", rng.choice(tiny_sums.THEN[op]).replace(
+        "{c}", str(b)))
+    held = [("now", template), tiny_sums.pair_key(left, b)]
+    calc = next((t for t in before.tools if t["function"]["name"] in CALCULATORS), None)
+    think = f"Now {left} {op} {b}."
+    if calc is None:
+        return tiny_sums.without_calculator(question, think, left, op, b,
+                                            f"{left} {op} {b} = {left + b}", held)
+    title, key = called(calc)
+    r = tiny_sums.result(left, op, b)
+    return Exchange(question, f"The result is {r}.", f"{left} {op} {b} = {r}",
+                    [(think, title, arguments({key: f"{left} {op} {b}"}), r)], before.tools, held,
+                    ("number", r))
+
+
+UNSPLIT = {"topic"}  # topics are also put together of words from the right side
+CALCULATORS = {"calculator", "calc", "math", "compute", "evaluate"}
+
+
+def same_again(rng, before, held_out=False):
+    """Ask for the same attribute of another name: "and of Belrit?"."""
+    _, w, tool = before.then
+    after = tiny_lookups.attribute(rng, held_out, what=w, template="{x}")
+    template = choose(rng, "again", tiny_facts.AGAIN, held_out)
+    title, key = called(tool)
+    query = argument(after.calls[0])
+    x = query.removeprefix(f"{w} of ")
+    thinking, _, _, shown = after.calls[0]
+    thinking = f"I do not know {x}. I can use {title}."
+    after.question = noisy(rng, template).replace("{of}", rng.choice([f"of {x}", f"for {x}", x]))
+    after.calls = [(thinking, title, arguments({key: query}), shown)]
+    after.tools, after.then = before.tools, before.then
+    after.held = [("again", template)] + made_up(x)
+    return after
+
+
+def follow_up(rng, before, held_out=False):
+    """Draw an exchange that needs the one before it; None where nothing follows from that."""
+    kind = before.then[0] if before.then else None
+    if kind == "fact" and before.then[1] in tiny_facts.OF:
+        return tiny_facts.again(rng, before, held_out)
+    if kind == "number" and before.then[1].lstrip("-").isdigit() and len(before.then[1]) < 8:
+        return further(rng, before, held_out)
+    if kind == "attribute":
+        return same_again(rng, before, held_out)
+    return None
+
+
+def draw(rng):
+    """Draw one exchange of any intent."""
+    return rng.choices(list(INTENTS), list(INTENTS.values()))[0](rng)
+
+
+def conversation(exchanges, system=None, first_id=0, named=False):
+    """Write exchanges as messages; ids count the calls of the whole conversation.
+
+    Some clients put the name of the function into its result (`named`), some do not.
+    """
+    messages, n_calls = ([{"role": "system", "content": system}] if system else []), first_id
+    for exchange in exchanges:
+        messages.append({"role": "user", "content": exchange.question})
+        for thinking, name, args, result in exchange.calls:
+            call_id = f"functions.{name}:{n_calls}"
+            n_calls += 1
+            messages += [
+                {"role": "assistant", "content": "", "reasoning_content": thinking, "tool_calls": [
+                    {"id": call_id, "type": "function",
+                     "function": {"name": name, "arguments": args}}]},
+                {"role": "tool", **({"name": name} if named else {}), "tool_call_id": call_id,
+                 "content": result}]
+        messages.append({"role": "assistant", "content": exchange.content,
+                         "reasoning_content": exchange.thinking})
+    return messages
+
+
+def same_tools(exchanges):
+    """Say whether the exchanges can share one list of tools: all calls to the first one's."""
+    declared = [{t["function"]["name"] for t in e.tools} for e in exchanges]
+    return all(names == declared[0] for names in declared)
+
+
+def system(rng):
+    """Draw a system prompt, mostly none, so that the template's default stands."""
+    return rng.choice(SYSTEMS) if rng.random() < 0.12 else None
+
+
+def lesson(rng):
+    """Draw a conversation: (messages, tools, the exchanges in it)."""
+    first = draw(rng)
+    exchanges = [first]
+    if rng.random() < 0.3:
+        follow = follow_up(rng, first)
+        if follow is not None:
+            exchanges.append(follow)
+            if rng.random() < 0.3:
+                follow = follow_up(rng, follow)
+                exchanges += [follow] if follow is not None else []
+    elif not first.tools and rng.random() < 0.12:
+        second = draw(rng)
+        if not second.tools:
+            exchanges.append(second)
+    elif first.tools and rng.random() < 0.2:
+        exchanges = [earlier(rng, first), *exchanges]
+    tools = first.tools
+    if not tools and first.held and rng.random() < 0.25 and is_talk(exchanges):
+        tools = rng.choice([[calculator(rng)], [lookup(rng)], [calculator(rng), lookup(rng)],
+                            rng.sample(OTHER_TOOLS, 2)]) if not is_topic(exchanges) else []
+    return conversation(exchanges, system(rng), 0, rng.random() < 0.6), tools, exchanges
+
+
+def earlier(rng, first):
+    """Make an exchange that uses the tools of `first`, to stand before it, or small talk."""
+    by_name = {t["function"]["name"]: t for t in first.tools}
+    calc = next((t for name, t in by_name.items() if name in CALCULATORS), None)
+    if calc is None or rng.random() < 0.3:
+        return tiny_talk.greeting(rng)
+    before = tiny_sums.one_step(rng)
+    title, key = called(calc)
+    value = argument(before.calls[0])
+    before.calls = [(before.calls[0][0], title, arguments({key: value}), before.calls[0][3])]
+    return before
+
+
+def is_talk(exchanges):
+    """Say whether the answers need no tool, whatever tools there are."""
+    kinds = {"story", "joke", "hello", "thanks", "bye", "who", "can", *tiny_facts.TOPICS, "repeat",
+             "compare it"}
+    return all(exchange.held[0][0] in kinds for exchange in exchanges)
+
+
+def is_topic(exchanges):
+    """Say whether an exchange is about something unknown, where a lookup tool would help."""
+    return any(exchange.held[0][0] == "unknown" for exchange in exchanges)
+
+
+def window(rng, held_out=False):
+    """Draw a late part of a long trail: the question and the last turns; as `lesson`.
+
+    Half of the clients number the calls that are left anew, as the official API does.
+    """
+    style = rng.choice(["number", "number", "number", "word", "code", "noun"])
+    kept = rng.choice([1, 2, 3, 3, 3, 4, 5, 6, 8])
+    first = tiny_lookups.page(rng, style, held_out)
+    found = tiny_lookups.trail(rng, held_out, kept + 2, style, first)
+    before, after, question = found.calls[1:], found.content, found.question
+    count = 0 if rng.random() < 0.5 else rng.randint(1, 420)
+    ends = rng.random() < 0.3
+    calls = before if ends else before[:-1]
+    late = Exchange(question, found.thinking, after, calls, found.tools)
+    messages = conversation([late], system(rng), count, rng.random() < 0.6)
+    return (messages if ends else messages[:-2]), found.tools, [found]
+
+
+def long_trail(rng, n_pages):
+    """Draw a whole trail from its beginning, with all its history."""
+    found = tiny_lookups.trail(rng, n_pages=n_pages)
+    return conversation([found], system(rng), 0, rng.random() < 0.6), found.tools, [found]
+
+
+def held_out(exchanges):
+    """List what of exchanges the split speaks of, and what of it is held out."""
+    held = [entry for exchange in exchanges for entry in exchange.held]
+    return held, [entry for entry in held if entry[0] not in UNSPLIT and is_held_out(*entry)]
+
+
+def seeded(seed, step):
+    """Return the random numbers of one step."""
+    return random.Random(f"{seed} step {step}")

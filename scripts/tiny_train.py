@@ -1,0 +1,283 @@
+"""Train the embedded model on all lessons; resumable, seeded, in float32 with BF16 products.
+
+    pip install -e '.[train]'
+    python scripts/tiny_train.py --out build/tiny --work build/tiny/work.pt
+
+Writes config, vocabulary and, at the end, the checkpoint into --out. A step takes lessons until it
+has `--tokens` of them, groups them by length and learns the last answer of each with its thinking
+and calls (weight 1) and, a little, everything else. From `--long` of the schedule on, every tenth
+step is one of whole trails. Lessons follow from seed and step alone.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import tiny_eval
+import tiny_lessons
+import tiny_model
+import tiny_net
+import tiny_vocabulary
+import torch
+import train_tiny
+
+from k2ref import template
+from k2ref.config import Config
+from k2ref.tokenizer import Tokenizer
+
+SIZES = {  # what differs from the official config.json
+    "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+    "v_head_dim": 48, "intermediate_size": 512, "moe_intermediate_size": 96,
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "vocab_size": 2304,
+}
+REST = 0.1  # the weight of what is not the last answer
+THINNED = 4  # of it one token in so many is taken, with so many times the weight
+GROUP = 4096  # padded tokens of a group at most, unless one row is longer
+
+
+class Encoder:
+    """Turn lessons into ids with the weight of each as a target."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.id = tokenizer, tokenizer.special_id
+
+    def reply(self, message):
+        """Encode what the model writes: thinking, content, calls."""
+        text, out = self.tokenizer.encode, [self.id("<think>")]
+        out += text(message["reasoning_content"]) + [self.id("</think>")]
+        out += text(message["content"]) if message["content"] else []
+        if message.get("tool_calls"):
+            out.append(self.id("<|tool_calls_section_begin|>"))
+            for call in message["tool_calls"]:
+                out += [self.id("<|tool_call_begin|>"), *text(call["id"]),
+                        self.id("<|tool_call_argument_begin|>"),
+                        *text(call["function"]["arguments"]), self.id("<|tool_call_end|>")]
+            out.append(self.id("<|tool_calls_section_end|>"))
+        return [*out, self.id("<|im_end|>")]
+
+    def encode(self, messages, tools, rng, skip=0):
+        """Return the ids of a lesson and their weights; the prompt is what `render` gives.
+
+        Earlier answers of the prompt have lost their thinking: those are never learned, nor the
+        first `skip` calls, which no one could have foretold.
+        """
+        prompt = list(template.render(self.tokenizer, messages[:-1], tools or None,
+                                  style="k2-thinking"))
+        reply = self.reply(messages[-1])
+        weights = [REST * THINNED * (rng.random() < 1 / THINNED) for _ in prompt]
+        roles = [m for m in messages[:-1] if m["role"] == "assistant"]
+        answered = max((i for i, m in enumerate(roles) if not m.get("tool_calls")), default=-1)
+        end, start, n = self.id("<|im_end|>"), self.id("<|im_assistant|>"), -1
+        inside = False
+        for at, id in enumerate(prompt):
+            if id == start:
+                n, inside = n + 1, True
+                opened = at
+            if inside and at > opened + 2:  # after <|im_assistant|>assistant<|im_middle|>
+                weights[at] = 1.0 if n > answered and skip <= n < len(roles) else 0.0
+            if id == end:
+                inside = False
+        return prompt + reply, weights + [1.0] * len(reply)
+
+
+def documents(encoder, seed, step, n_tokens, is_long, n_pages, seen=None):
+    """Draw and encode the lessons of one step: a list of (ids, weights).
+
+    The exchanges in them are added to `seen`, for the proof.
+    """
+    rng, out, n = tiny_lessons.seeded(seed, step), [], 0
+    while n < n_tokens:
+        skip = 0
+        if is_long:
+            drawn = tiny_lessons.long_trail(rng, rng.randint(n_pages // 2, n_pages))
+        elif rng.random() < 0.08:
+            drawn = tiny_lessons.window(rng)
+            skip = 1
+        else:
+            drawn = tiny_lessons.lesson(rng)
+        messages, tools, exchanges = drawn
+        if seen is not None:
+            seen += exchanges
+        out.append(encoder.encode(messages, tools, rng, skip))
+        n += len(out[-1][0])
+    return out
+
+
+def grouped(docs, pad):
+    """Pad documents of similar length to groups: inputs, targets, weights of each group.
+
+    list of (ids, weights) -> list of (B, T), list of (B, T), list of (B, T)
+    """
+    docs = sorted(docs, key=lambda doc: len(doc[0]))
+    groups = [[]]
+    for doc in docs:
+        n, rows = len(doc[0]), groups[-1]
+        if rows and ((len(rows) + 1) * n > GROUP or n > len(rows[0][0]) * 1.3):
+            groups.append([])
+        groups[-1].append(doc)
+    inputs, targets, weights = [], [], []
+    for rows in groups:
+        length = max(len(ids) for ids, _ in rows) - 1
+        x = torch.full((len(rows), length), pad)
+        y, w = torch.full_like(x, pad), torch.zeros(len(rows), length)
+        for row, (ids, weight) in enumerate(rows):
+            x[row, :len(ids) - 1] = torch.tensor(ids[:-1])
+            y[row, :len(ids) - 1] = torch.tensor(ids[1:])
+            w[row, :len(ids) - 1] = torch.tensor(weight[1:])
+        inputs.append(x)
+        targets.append(y)
+        weights.append(w)
+    return inputs, targets, weights
+
+
+def train_step(weights, config, docs, pad):
+    """Add up the gradients of one step; move the routers' biases; return the loss and the loads."""
+    inputs, targets, masses = grouped(docs, pad)
+    total = sum(mass.sum() for mass in masses)
+    loss, loads = tiny_net.loss(tiny_model.deployed(weights), config, inputs, targets, masses)
+    (loss / total).backward()
+    for layer, load in loads.items():
+        bias = weights[f"{layer}.{tiny_model.ROUTER_BIAS}"]
+        load = load.float()
+        bias += 0.001 * torch.sign(load.mean() - load)
+    return (loss / total).item(), loads
+
+
+@torch.no_grad()
+def answers(weights, config, docs, pad):
+    """Measure on whole lessons: the loss of what is learned and how many are exact throughout."""
+    inputs, targets, masses = grouped(docs, pad)
+    rounded = tiny_model.deployed(weights)
+    x, _ = tiny_net.hidden(rounded, config, inputs)
+    logits = tiny_net.linear(x, rounded["lm_head.weight"]).float()
+    here = torch.cat([mass.flatten() for mass in masses]) >= 1
+    y = torch.cat([part.flatten() for part in targets])
+    loss = torch.nn.functional.cross_entropy(logits[here], y[here]).item()
+    wrong, at, n_exact = (logits.argmax(-1) != y) & here, 0, 0
+    for group in inputs:
+        rows = wrong[at:at + group.numel()].view(group.shape)
+        n_exact += (~rows.any(1)).sum().item()
+        at += group.numel()
+    return loss, n_exact
+
+
+def schedule(step, steps):
+    """Return the factor of the learning rate: warm-up, stable, a last 45 % of linear decay."""
+    return min((step + 1) / 60, 1.0, (steps - step) / (steps * 0.45))
+
+
+def plan(step, args):
+    """Say whether a step is one of whole trails, and of how many pages at most."""
+    done = step / args.steps
+    return done > args.long and step % 10 == 0, 40 if done < 0.8 else 110
+
+
+def prove(args, tokenizer):
+    """Draw all lessons again; say whether one holds what is held out or asks what is evaluated."""
+    encoder, asked = Encoder(tokenizer), tiny_eval.questions()
+    n = n_held = n_asked = n_questions = 0
+    for step in range(args.steps):
+        seen = []
+        documents(encoder, args.seed, step, args.tokens, *plan(step, args), seen)
+        held, bad = tiny_lessons.held_out(seen)
+        n, n_held, n_questions = n + len(held), n_held + len(bad), n_questions + len(seen)
+        n_asked += sum(exchange.question in asked for exchange in seen)
+    print(f"{n_questions} questions of the lessons hold {n} phrasings, names and numbers; {n_held} "
+          f"are held out; {n_asked} are among the {len(asked)} questions of the evaluation")
+
+
+def prepare(out, seed):
+    """Write config, generation config and vocabulary, as the official files with other sizes."""
+    out.mkdir(parents=True, exist_ok=True)
+    official = Path(__file__).parents[1] / "k2ref/tiny/config.json"
+    values = json.loads(official.read_text())
+    n_tokens = SIZES["vocab_size"] - 256
+    values.update(SIZES, bos_token_id=n_tokens, eos_token_id=n_tokens + 2,
+                  pad_token_id=n_tokens + 255)
+    (out / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    generation = {"max_length": values["max_position_embeddings"],
+                  "eos_token_id": values["eos_token_id"]}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    if not (out / "tiktoken.model").exists():  # a resumed run must go on with its own
+        tiny_vocabulary.write(out, n_tokens - 256, seed, values["max_position_embeddings"])
+    return Config.from_dir(out), Tokenizer.from_dir(out)
+
+
+def train(args, config, tokenizer):
+    """Run the schedule, from the work file if there is one; returns the weights."""
+    weights = tiny_model.initial(config, args.seed)
+    for name, w in weights.items():
+        w.requires_grad_(not name.endswith(tiny_model.ROUTER_BIAS))
+    optimizer, first, n_tokens = train_tiny.Optimizer(weights, args.lr), 0, 0
+    if args.work.exists():
+        saved = torch.load(args.work, weights_only=True)
+        first, n_tokens = saved["step"], saved["n_tokens"]
+        for name, w in weights.items():
+            w.data.copy_(saved["weights"][name])
+        optimizer.restore(saved["optimizer"])
+    encoder, pad = Encoder(tokenizer), config.pad_token_id
+    test = documents(encoder, "unseen", 0, 24000, False, 0)
+    n_before, start, mean = n_tokens, time.perf_counter(), None
+    for step in range(first, args.steps):
+        is_long, n_pages = plan(step, args)
+        docs = documents(encoder, args.seed, step, args.tokens, is_long, n_pages)
+        n_tokens += sum(len(ids) for ids, _ in docs)
+        loss, loads = train_step(weights, config, docs, pad)
+        optimizer.step(weights, schedule(step, args.steps))
+        mean = loss if mean is None else mean if is_long else 0.95 * mean + 0.05 * loss
+        if is_long and step % 50 == 0:
+            print(f"step {step}  trails of up to {n_pages} pages, loss {loss:.4f}", flush=True)
+        if (step + 1) % 50 == 0 or step + 1 == args.steps:
+            worst = max((load.max() / load.float().mean()).item() for load in loads.values())
+            speed = (n_tokens - n_before) / (time.perf_counter() - start)
+            unseen, n_exact = answers(weights, config, test, pad)
+            print(f"step {step + 1}  {n_tokens} tokens  loss {mean:.4f}  unseen lessons "
+                  f"{unseen:.4f}, exact {n_exact}/{len(test)}  fullest expert {worst:.2f} x mean  "
+                  f"{speed:.0f} tokens/s", flush=True)
+        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+            part = args.work.with_suffix(".part")
+            torch.save({"step": step + 1, "n_tokens": n_tokens, "optimizer": optimizer.state(),
+                        "weights": {n: w.detach() for n, w in weights.items()}}, part)
+            part.replace(args.work)
+    return {name: w.detach() for name, w in weights.items()}
+
+
+def arguments(argv):
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Train the embedded model.")
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--work", type=Path, default=Path("build/tiny.work.pt"), help="resume file")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tokens", type=int, default=8000, help="tokens of a step, at least")
+    parser.add_argument("--lr", type=float, default=0.003)
+    parser.add_argument("--long", type=float, default=0.5, help="share of steps before long trails")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prove", action="store_true", help="only print the proof of the split")
+    parser.add_argument("--export", action="store_true", help="only write the work file's weights")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Write the vocabulary, train, export, prove the split."""
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    args.work.parent.mkdir(parents=True, exist_ok=True)
+    config, tokenizer = prepare(args.out, args.seed)
+    if args.export:
+        weights = torch.load(args.work, weights_only=True)["weights"]
+        train_tiny.export(weights, args.out)
+        return 0
+    if args.prove:
+        prove(args, tokenizer)
+        return 0
+    train_tiny.export(train(args, config, tokenizer), args.out)
+    prove(args, tokenizer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

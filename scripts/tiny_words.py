@@ -1,0 +1,259 @@
+"""Words, the split between training and evaluation, noise, and tools: what all lessons share.
+
+The split is by hash: a phrasing, name, made-up word or pair of numbers is held out or it is not,
+wherever it would occur. A generator is told which side it draws from; `held_out=True` draws from
+the held-out side only, so that nothing an evaluation asks occurs in a lesson.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+
+def split(text):
+    """Split a table written as `one | two` over several lines."""
+    return [part.strip() for line in text.strip().splitlines() for part in line.split(" | ")
+            if part.strip()]
+
+
+def is_held_out(kind, text):
+    """Say whether this phrasing, name or word belongs to the eighth that no lesson may hold.
+
+    Capitals and the last mark count for nothing, for the noise changes them.
+    """
+    text = text.lower().rstrip("?.! ")
+    return hashlib.sha256(f"{kind}: {text}".encode()).digest()[0] < 32
+
+
+def choose(rng, kind, options, held_out=False):
+    """Draw one of the options from the wanted side of the split."""
+    side = [option for option in options if is_held_out(kind, option) == held_out]
+    return rng.choice(side)
+
+
+@dataclass
+class Exchange:
+    """Hold one question, the calls it takes, each (thinking, name, arguments, result), the answer.
+
+    `held` lists everything that the split speaks of, as (kind, text).
+    """
+
+    question: str
+    thinking: str
+    content: str
+    calls: list = field(default_factory=list)
+    tools: list = field(default_factory=list)
+    held: list = field(default_factory=list)
+    then: tuple = ()  # what a follow-up may refer to: (what, value, ...)
+
+
+PEOPLE = split("""
+Tom | Anna | Ben | Lucy | Max | Emma | Paul | Mary | Sam | Lena | Jack | Nina | Leo | Sara | Tim
+Julia | Peter | Maria | Oscar | Rosa | David | Clara | Adam | Eva | Hugo | Ida | Carl | Mia | Noah
+Alice | Bob | Carol | Dan | Frank | Grace | Henry | Kate | Mark | Nora | Olga | Rick | Sofia | Tina
+Victor | Wendy | Ali | Yuki | Ravi | Chen | Fatima | Omar | Amir | Lin | Kofi | Zoe | Ivan | Erik
+""")
+THINGS = split("""
+apples | books | coins | pens | cards | stones | eggs | balls | stamps | shells | cookies | flowers
+pears | plums | nuts | keys | cups | hats | socks | shoes | toys | dolls | cars | bikes | boxes
+bottles | candles | buttons | marbles | stickers | pencils | tickets | letters | photos | maps
+oranges | lemons | bananas | grapes | carrots | potatoes | onions | cakes | sweets | cherries
+chairs | tables | lamps | plates | spoons | forks | bags | ropes | nails | bricks | leaves | seeds
+""")
+ANIMALS = split("""
+cat | dog | fox | cow | horse | pig | hen | duck | goose | sheep | goat | lion | tiger | bear | wolf
+rabbit | mouse | rat | frog | snake | turtle | fish | whale | shark | eagle | owl | crow | parrot
+penguin | bee | ant | spider | butterfly | snail | monkey | elephant | giraffe | zebra | camel
+deer
+kangaroo | panda | koala | crocodile | lizard | dolphin | seal | otter | hedgehog | squirrel | swan
+""")
+HEROES = ANIMALS + split("""
+king | queen | prince | princess | knight | wizard | witch | dragon | giant | robot | pirate
+sailor
+farmer | baker | doctor | teacher | painter | singer | girl | boy | ghost | cloud | star | tree
+river
+boat | train | car | moon | stone | flower | snowman | kite | clock | teapot | lamp | mountain
+baby
+cook | miner | fisherman | tailor | shepherd | hunter | gardener | dancer | clown | monster | fairy
+""")
+# Each is one token, and a token that no lesson holds cannot be copied. So lookups, trails and
+# repetitions name them all; held out are people, things and heroes where a task is about them.
+NOUNS = [*THINGS, *HEROES, *PEOPLE]
+SYSTEMS = split("""
+You are a helpful assistant. | Be brief. | You are Kimi. | Answer in English. | Be kind.
+You are a patient teacher. | Think step by step. | You are a friendly helper. | Use the tools.
+You are a careful assistant. Use tools when they help. | Keep it short. | You help with everything.
+""")
+
+
+def noisy(rng, template):
+    """Ask as people type: politely, in lower case, without the final mark; before names go in."""
+    if rng.random() < 0.25:
+        template = rng.choice(["Please ", "Hi, ", "Hello! ", "Hey, ", "Kimi, ", "Ok, ", "So, ",
+                               "Quick question: ", "One more: ", "Please: ", "Now: ", "Well, "]
+                              ) + (template if template[0] == "{" or rng.random() < 0.5
+                                   else template[0].lower() + template[1:])
+    if rng.random() < 0.15:
+        template += rng.choice([" please", " Thanks!", " Thank you.", " pls", " thx", ", please?",
+                                " It is for school.", " I need it now."])
+    if rng.random() < 0.2:
+        template = template.lower()
+    if rng.random() < 0.15:
+        template = template.rstrip("?.! ")
+    elif rng.random() < 0.05:
+        template = template.rstrip("?.! ") + rng.choice(["?", "??", "!", " ?", "."])
+    return template
+
+
+def word(rng, held_out=False):
+    """Make up a word of one to four syllables."""
+    while True:
+        n = rng.choices([1, 2, 3, 4], [1, 5, 4, 1])[0]
+        text = "".join(
+            rng.choice(ONSETS) + rng.choice(["a", "e", "i", "o", "u", "a", "o", "ee", "ai", "y"])
+            for _ in range(n)) + rng.choice(["", "", "n", "s", "r", "t", "l", "m", "x", "k", "nd"])
+        if len(text) > 3 and is_held_out("word", text) == held_out:
+            return text
+
+
+ONSETS = "b c d f g h j k l m n p q r s t v w x z br cr dr fl gr kl pl sk st tr th sh ch".split()
+
+
+def name(rng, held_out=False):
+    """Make up a name as it is written: a word, two words, mixed case, or a code."""
+    kind = rng.random()
+    if kind < 0.5:
+        return word(rng, held_out).capitalize()
+    if kind < 0.62:
+        return f"{word(rng, held_out).capitalize()} {word(rng, held_out).capitalize()}"
+    if kind < 0.7:
+        return word(rng, held_out)
+    if kind < 0.78:
+        text = word(rng, held_out)
+        return "".join(c.upper() if rng.random() < 0.4 else c for c in text)
+    if kind < 0.82:
+        return word(rng, held_out).upper()
+    return code(rng, held_out)
+
+
+def code(rng, held_out=False):
+    """Make up a code: letters, digits, perhaps a dash."""
+    while True:
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        letters = letters.upper() if rng.random() < 0.6 else letters
+        head = "".join(rng.choices(letters, k=rng.randint(1, 3)))
+        tail = "".join(rng.choices("0123456789", k=rng.randint(1, 4)))
+        text = head + rng.choice(["", "-", "-", "_", "."]) + tail
+        text += rng.choice(["", "", "", rng.choice(letters)])
+        if is_held_out("word", text.lower()) == held_out:
+            return text
+
+
+def made_up(text):
+    """List what the split speaks of in a name or in several: made-up words, in lower case."""
+    return [("word", part.lower()) for part in text.split() if part not in NOUNS]
+
+
+def whole(rng, n_digits):
+    """Draw a whole number of so many digits."""
+    return rng.randrange(10 ** (n_digits - 1) if n_digits > 1 else 0, 10**n_digits)
+
+
+def numbers(rng, held_out=False, most=6):
+    """Draw a pair of numbers from the wanted side of the split."""
+    while True:
+        a, b = (whole(rng, rng.choices(range(1, most + 1), [2, 5, 4, 3, 1, 1][:most])[0])
+                for _ in "ab")
+        if is_held_out("pair", f"{min(a, b)} {max(a, b)}") == held_out:
+            return a, b
+
+
+def tool(name, description, /, **parameters):
+    """Declare a tool; parameters are name=description, all strings, all required."""
+    fields = {key: {"type": "string", "description": text} if text else {"type": "string"}
+              for key, text in parameters.items()}
+    return {"type": "function", "function": {
+        "name": name, "description": description,
+        "parameters": {"type": "object", "properties": fields, "required": list(parameters)}}}
+
+
+def called(tool):
+    """Return a tool's name and that of its first parameter."""
+    function = tool["function"]
+    return function["name"], next(iter(function["parameters"]["properties"]))
+
+
+def calculator(rng):
+    """Declare a calculator, mostly as `demonstration.calculator` is declared."""
+    if rng.random() < 0.4:
+        return tool("calculator", "Evaluate an arithmetic expression.",
+                    expression="numbers, + - * / // % ** and parentheses")
+    title = rng.choice(["calculator"] * 5 + ["calc", "math", "compute", "evaluate"])
+    text = rng.choice(["Compute an expression.", "Evaluate an expression.", "A calculator.",
+                       "Do arithmetic.", "Calculate the value of an expression."])
+    about = rng.choice(["", "", "what to compute", "an expression such as 2 * 3"])
+    return tool(title, text, **{rng.choice(["expression"] * 4 + ["formula", "input"]): about})
+
+
+def lookup(rng):
+    """Declare a lookup tool, mostly as `demonstration.lookup` is declared."""
+    if rng.random() < 0.3:
+        return tool("lookup", "Look up a fact in a small table.", query="what to look for")
+    title = rng.choice(["lookup"] * 3 + ["search", "search", "find", "get_info", "database",
+                                         "query"])
+    text = rng.choice(["Look something up.", "Look up a fact.", "Search the database.",
+                       "Find information.", "Find facts about a name."])
+    about = rng.choice(["", "", "what to find", "the name"])
+    return tool(title, text, **{rng.choice(["query"] * 4 + ["key", "name", "q"]): about})
+
+
+def visit(rng):
+    """Declare a tool that opens a page."""
+    title = rng.choice(["visit"] * 4 + ["open_page", "goto", "browse"])
+    text = rng.choice(["Open a page.", "Visit a page.", "Open a page and read it."])
+    about = rng.choice(["", "", "the page to open", "its name"])
+    return tool(title, text, **{rng.choice(["page"] * 4 + ["id", "link"]): about})
+
+
+OTHER_TOOLS = [
+    tool("get_weather", "Get the weather in a city.", city=""),
+    tool("send_email", "Send an email.", to="", text=""),
+    tool("translate", "Translate a text.", text="", language=""),
+    tool("set_timer", "Set a timer.", minutes=""),
+    tool("play_music", "Play a song.", song=""),
+    tool("write_file", "Write a file.", path="", text=""),
+    tool("book_table", "Book a table in a restaurant.", place="", time=""),
+]
+
+
+def kit(rng, *needed):
+    """Return the needed tools among up to two others, in any order."""
+    tools = list(needed)
+    while rng.random() < 0.3 and len(tools) < len(needed) + 2:
+        extra = rng.choice([calculator, lookup, visit, None])
+        extra = extra(rng) if extra else rng.choice(OTHER_TOOLS)
+        kinds = [kind_of(one) for one in tools]
+        if kind_of(extra) not in kinds:
+            tools.append(extra)
+    rng.shuffle(tools)
+    return tools
+
+
+def kind_of(one):
+    """Name the kind of a tool by its description, which no two kinds share."""
+    text = one["function"]["description"]
+    for kind, words in (("calculator", ("expression", "alculator", "arithmetic")),
+                        ("lookup", ("Look", "Search", "Find")), ("visit", ("page",))):
+        if any(w in text for w in words):
+            return kind
+    return one["function"]["name"]
+
+
+def arguments(value):
+    """Write a call's arguments as K2 does: JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def argument(call):
+    """Return the value of a call's first argument."""
+    return next(iter(json.loads(call[2]).values()))

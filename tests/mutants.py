@@ -1,0 +1,174 @@
+"""Break k2ref on purpose, one line at a time, and see that the tests notice.
+
+    python tests/mutants.py [NAME ...]
+
+Each mutant is a bug that a real engine had, or nearly. It is applied to a copy of the tree, and the
+tests that should catch it are run there; a mutant that they let live is a hole in the tests, and
+the exit status is 1. `rebuild` marks those in C, which need Cython and a compiler.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    """One line to change, and the test files that must then fail."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: str
+    rebuild: bool = False
+
+
+MUTANTS = [
+    Mutant("bias-in-the-mixing-weights", "moe.py",
+           "mix = np.take_along_axis(scores, chosen", "mix = np.take_along_axis(choice, chosen",
+           "test_moe.py"),
+    Mutant("mix-not-normalised", "moe.py",
+           "if config.norm_topk_prob and", "if False and", "test_moe.py"),
+    Mutant("router-scores-in-bf16", "moe.py",
+           "return choose(ops.sigmoid(ops.linear(h, gate, threads)), bias, config)",
+           "return choose((ops.sigmoid(ops.linear(h, gate, threads)).view(np.uint32) >> 16 << 16)"
+           ".view(np.float32), bias, config)",
+           "test_moe.py test_golden.py"),
+    Mutant("shared-expert-forgotten", "moe.py", "return y + shared", "return y",
+           "test_moe.py test_golden.py"),
+    Mutant("mscale-for-mscale-all-dim", "config.py",
+           "attention_factor(self.rope_scaling.mscale_all_dim) ** 2",
+           "attention_factor(self.rope_scaling.mscale) ** 2", "test_config.py"),
+    Mutant("beta-fast-hard-coded", "config.py",
+           "pair_turning(yarn.beta_fast)", "pair_turning(32.0)", "test_config.py test_rope.py"),
+    Mutant("latent-norms-with-rms-norm-eps", "attention.py",
+           "w.kv_a_layernorm, config.latent_norm_eps", "w.kv_a_layernorm, config.rms_norm_eps",
+           "test_attention.py test_golden.py"),
+    Mutant("no-causal-mask", "_attend.h",
+           "seen = a->start + t + 1;", "seen = a->start + a->T;",
+           "test_attention.py test_model.py", rebuild=True),
+    Mutant("no-causal-mask-in-numpy", "attention.py",
+           "scores[hidden] = -np.inf", "pass", "test_attention.py test_model.py test_golden.py"),
+    Mutant("heads-swapped-in-kv-b", "attention.py",
+           "W_UK=[kv_b.rows(r, r + N) for r in starts]",
+           "W_UK=[kv_b.rows(r + V, r + V + N) for r in starts]",
+           "test_attention.py test_golden.py"),
+    Mutant("rope-pairs-half-split", "rope.py",
+           "a, b = x[..., 0::2], x[..., 1::2]",
+           "a, b = x[..., :x.shape[-1] // 2], x[..., x.shape[-1] // 2:]", "test_rope.py"),
+    Mutant("positions-restart-after-the-cache", "model.py",
+           "np.arange(cache.length, cache.length + len(ids))", "np.arange(len(ids))",
+           "test_model.py"),
+    Mutant("cache-moves-on-after-a-failure", "model.py",
+           "        cache.truncate(before)\n        raise", "        raise", "test_model.py"),
+    Mutant("nibbles-in-twos-complement", "quant.py",
+           "nibbles = (q + 8).astype(np.uint32)", "nibbles = (q & 15).astype(np.uint32)",
+           "test_quant.py"),
+    Mutant("high-nibble-first", "quant.py",
+           "nibbles = (words >> (4 * np.arange(8, dtype=np.uint32))) & 15",
+           "nibbles = (words >> (4 * np.arange(8, dtype=np.uint32)[::-1])) & 15", "test_quant.py"),
+    Mutant("bf16-truncated-not-rounded", "quant.py",
+           "rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16", "rounded = words >> 16",
+           "test_quant.py"),
+    Mutant("int4-scales-of-the-wrong-lane", "_linear.h",
+           "#define GROUP_OF(l) (4 * ((l) & 3) + ((l) >> 2))", "#define GROUP_OF(l) (l)",
+           "test_ops.py", rebuild=True),
+    Mutant("fp8-view-forgets-its-first-row", "quant.py",
+           "return Fp8(self.bits[start:stop], self.scale_inv, self.first_row + start)",
+           "return Fp8(self.bits[start:stop], self.scale_inv)", "test_quant.py test_ops.py"),
+    Mutant("marks-torn-from-letters", "tokenizer.py",
+           r'UPPER = r"[[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]--\p{Han}]"',
+           r'UPPER = r"[[\p{Lu}\p{Lt}\p{Lm}\p{Lo}]--\p{Han}]"', "test_bpe.py test_tokenizer.py"),
+    Mutant("camel-case-in-one-piece", "tokenizer.py",
+           r'UPPER = r"[[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]--\p{Han}]"',
+           r'UPPER = r"[[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{Lo}\p{M}]--\p{Han}]"',
+           "test_bpe.py test_tokenizer.py"),
+    Mutant("user-text-becomes-control-tokens", "template.py",
+           "self.tokenizer.encode(text, allow_special=False)",
+           "self.tokenizer.encode(text, allow_special=True)", "test_template.py"),
+    Mutant("tool-section-inside-thinking-is-thinking", "reply.py",
+           "self._outside = None if marker == SECTION_BEGIN else self._outside\n"
+           "            self._state = SECTION",
+           "self._outside = None if marker == SECTION_BEGIN else self._outside\n"
+           "            self._state = THINKING if self._state == THINKING else SECTION",
+           "test_reply.py"),
+    Mutant("stale-inv-freq-is-an-error", "checkpoint.py",
+           "rotary_emb.inv_freq", "rotary_emb.inv_freqs", "test_checkpoint.py"),
+    Mutant("cache-reused-where-the-prompt-differs", "conversation.py",
+           "return next((i for i in range(limit) if held[i] != ids[i]), limit)", "return limit",
+           "test_conversation.py"),
+    Mutant("penalty-forgets-what-the-cache-holds", "generate.py",
+           "seen = before + ids", "seen = [0] * len(before) + ids", "test_conversation.py"),
+    Mutant("call-ids-counted-turn-by-turn", "history.py",
+           "calls, waiting = [], {}", "calls, waiting, n_calls = [], {}, 0",
+           "test_history.py test_agent.py"),
+    Mutant("ids-renamed-after-turns-were-dropped", "agent.py",
+           "prompt_ids(self.model, self.view(),",
+           "prompt_ids(self.model, history.rename_calls(self.view()),", "test_agent.py"),
+    Mutant("session-rows-not-checked", "session.py",
+           "if zlib.crc32(rows) != checksums[i]:", "if False:", "test_session.py"),
+    Mutant("session-written-in-place", "session.py",
+           'partial = path.with_name(f"{path.name}.{os.getpid()}.partial")',
+           "partial = path; partial.unlink(missing_ok=True)", "test_session.py"),
+    Mutant("top-p-drops-the-token-that-crosses", "sampling.py",
+           'side="left") + 1]', 'side="left")]', "test_sampling.py"),
+    Mutant("the-budget-does-not-hold", "residency.py",
+           "if excess > 0 and n_bytes and not by_force:", "if False:", "test_residency.py"),
+    Mutant("what-is-in-use-makes-room", "residency.py",
+           "if unit not in busy:", "if True:", "test_residency.py"),
+    Mutant("a-doubted-expert-is-taken-for-resident", "residency.py",
+           "self.epoch += 1", "self.epoch += 0", "test_residency.py"),
+    Mutant("a-file-that-changed-makes-logits", "pages.py",
+           "if (status.st_size, status.st_mtime_ns) != self.known:", "if False:",
+           "test_faults.py"),
+]
+
+
+def survives(mutant, place):
+    """Apply one mutant to a fresh copy of the tree in `place`, and say whether its tests pass."""
+    shutil.rmtree(place, ignore_errors=True)
+    skip = shutil.ignore_patterns(".git", ".hypothesis", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT, place, ignore=skip)
+    file = place / "k2ref" / mutant.file
+    source = file.read_text(encoding="utf-8")
+    if source.count(mutant.before) < 1:
+        raise SystemExit(f"{mutant.name}: {mutant.file} has no {mutant.before!r}; mend mutants.py")
+    file.write_text(source.replace(mutant.before, mutant.after), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    if mutant.rebuild:
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        built = subprocess.run(build, cwd=place, env=environment, capture_output=True, text=True)
+        if built.returncode:
+            raise SystemExit(f"{mutant.name}: the build ended with {built.returncode}\n"
+                             f"{built.stderr[-2000:]}")
+    tests = [f"tests/{name}" for name in mutant.tests.split()]
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    run = subprocess.run([*pytest, *tests], cwd=place, env=environment, capture_output=True,
+                         text=True)
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.name}: pytest ended with {run.returncode}\n{run.stdout[-2000:]}")
+    return run.returncode == 0
+
+
+def main(names):
+    """Try the named mutants, or all; return 1 if any survives."""
+    alive = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for mutant in MUTANTS:
+            if names and mutant.name not in names:
+                continue
+            lives = survives(mutant, Path(temporary) / "tree")
+            print(f"{'SURVIVED' if lives else 'killed':9}{mutant.name}", flush=True)
+            alive += [mutant.name] if lives else []
+    print(f"{len(alive)} mutants survived" + ": " * bool(alive) + ", ".join(alive))
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

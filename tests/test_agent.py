@@ -1,0 +1,378 @@
+"""The agent: the loop of calls and results, with a model that says what the test wrote for it."""
+
+import json
+import sys
+import time
+from collections import Counter
+
+import pytest
+from scripted import answer, calling, calls_of, message_call, of_type, script
+
+import k2ref
+from k2ref import agent as agent_module
+from k2ref.agent import Agent, Transcript
+from k2ref.demonstration import calculator
+from k2ref.events import Content, Done, Ended, Hidden, Prompt, ToolCall, ToolResult
+from k2ref.history import HIDDEN
+from k2ref.tools import FAILURES
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def fail() -> str:
+    """Fail."""
+    raise RuntimeError("no luck")
+
+
+def sleep() -> str:
+    """Sleep."""
+    time.sleep(30)
+
+
+def echo(text: str) -> str:
+    """Give the text back."""
+    return text
+
+
+@pytest.fixture(scope="module")
+def model():
+    return k2ref.load(threads=1)
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """The texts of all prompts that the model was shown."""
+    seen = []
+
+    def noted(model, *args):
+        ids = prompt_ids(model, *args)
+        seen.append(model.tokenizer.decode(ids))
+        return ids
+
+    prompt_ids = agent_module.prompt_ids
+    monkeypatch.setattr(agent_module, "prompt_ids", noted)
+    return seen
+
+
+def test_a_call_its_result_and_the_answer(model, monkeypatch, prompts):
+    script(monkeypatch, model,
+           calling(("functions.calculator:0", '{"expression": "4821 * 377"}'), thinking="hm"),
+           answer("1817517.", thinking="good"))
+    agent = Agent(model, [calculator])
+    events = list(agent.run("What is 4821 * 377?"))
+    assert calls_of(events) == [ToolCall("functions.calculator:0", "calculator",
+                                         '{"expression": "4821 * 377"}')]
+    assert of_type(events, ToolResult) == [
+        ToolResult("functions.calculator:0", "calculator", "1817517")]
+    assert [event.finish_reason for event in of_type(events, Done)] == ["tool_calls", "stop"]
+    assert events[-1] == Ended("stop", 1)
+    assert agent.messages == [
+        {"role": "user", "content": "What is 4821 * 377?"},
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [
+            message_call("functions.calculator:0", "calculator",
+                         '{"expression": "4821 * 377"}')]},
+        {"role": "tool", "tool_call_id": "functions.calculator:0", "name": "calculator",
+         "content": "1817517"},
+        {"role": "assistant", "content": "1817517.", "reasoning_content": "good"}]
+    assert "<|im_system|>tool_declare<|im_middle|>" in prompts[0]
+    assert prompts[1].startswith(prompts[0]) and "<think>hm</think>" in prompts[1]
+    assert ("<|im_system|>calculator<|im_middle|>## Return of functions.calculator:0\n1817517"
+            "<|im_end|>") in prompts[1]
+    # The first prompt and the first reply are in the cache when the second prompt is read.
+    first, second = of_type(events, Prompt)
+    assert first.n_cached == 0 and second.n_cached >= first.n_tokens
+
+
+def test_thinking_is_kept_in_the_loop_and_dropped_after_the_answer(model, monkeypatch, prompts):
+    call = calling(("functions.add:0", '{"a": 1, "b": 2}'), thinking="first")
+    script(monkeypatch, model, call, call.replace("first", "second"), answer("3", "third"),
+           answer("bye"))
+    agent = Agent(model, [add])
+    list(agent.run("add"))
+    assert "<think>first</think>" in prompts[2] and "<think>second</think>" in prompts[2]
+    list(agent.run("thanks"))
+    assert "first" not in prompts[3] and prompts[3].count("<think></think>") == 3
+    assert [m.get("reasoning_content") for m in agent.messages if m["role"] == "assistant"] == [
+        "first", "second", "third", None]
+
+
+def test_several_calls_in_one_turn_are_run_in_order(model, monkeypatch, prompts):
+    script(monkeypatch, model,
+           calling(("functions.add:0", '{"a": 1, "b": 2}'), ("functions.echo:1", '{"text": "x"}'),
+                   ("functions.add:2", '{"a": 3, "b": 4}')), answer("done"))
+    events = list(Agent(model, [add, echo]).run("go"))
+    assert [(result.id, result.content) for result in of_type(events, ToolResult)] == [
+        ("functions.add:0", "3"), ("functions.echo:1", "x"), ("functions.add:2", "7")]
+    assert prompts[1].index("add:2\n7") > prompts[1].index("echo:1\nx")
+
+
+def test_ids_are_those_of_the_conversation_whatever_the_model_writes(model, monkeypatch, prompts):
+    call = '{"a": 1, "b": 2}'
+    script(monkeypatch, model, calling(("functions.add:0", call), ("add:0", call)),
+           calling(("functions.add:0", call)), answer("3"),
+           calling(("call_17", call)), answer("3"))
+    agent = Agent(model, [add])
+    events = [*agent.run("add"), *agent.run("again")]
+    assert [result.id for result in of_type(events, ToolResult)] == [
+        f"functions.add:{i}" for i in range(4)]
+    ids = [call["id"] for m in agent.messages for call in m.get("tool_calls", [])]
+    assert ids == [f"functions.add:{i}" for i in range(4)]
+    assert "call_17" not in prompts[-1]
+
+
+# Every kind of failure, in one run.
+
+EVERY_FAILURE = [
+    calling(("functions.subtract:0", "{}")),
+    calling(("functions.add:1", '{"a": 1,'), ("functions.add:2", '{"a": "x", "b": 2}')),
+    calling(("functions.fail:3", "{}")), calling(("functions.sleep:4", "")),
+    calling(("7", "[]"), ("functions.add:6", '{"a": 1, "b": 2}')),
+    answer("I give up."),
+]
+
+
+def test_every_kind_of_failure_is_told_to_the_model_and_counted(model, monkeypatch, prompts):
+    script(monkeypatch, model, *EVERY_FAILURE)
+    agent = Agent(model, [add, fail, sleep, echo], timeout_s=0.05)
+    events = list(agent.run("try"))
+    results = of_type(events, ToolResult)
+    assert [result.failure for result in results] == [
+        "unknown tool", "broken JSON", "wrong arguments", "tool error", "time-out", "unknown tool",
+        None]
+    assert {result.failure for result in results} == {*FAILURES, None}
+    assert agent.failures == Counter({"unknown tool": 2, "broken JSON": 1, "wrong arguments": 1,
+                                      "tool error": 1, "time-out": 1})
+    for said in ("there is no tool 'subtract'; the tools are: add, fail, sleep, echo",
+                 "the arguments are no JSON", "arguments.a: expected integer, found 'x'",
+                 "RuntimeError: no luck", "no result after 0.05 s", "functions.add:6\n3"):
+        assert said in prompts[-1]
+    assert events[-1] == Ended("stop", 5)
+
+
+def test_control_tokens_in_a_result_or_a_question_open_nothing(model):
+    """Over every special token: asked by a user, given by a tool, quoted in an error."""
+    ids_of_controls = set(model.tokenizer.special_tokens.values())
+
+    def controls(word):
+        arguments = json.dumps({"text": word})
+        agent = Agent(model, [echo])
+        results = [agent.toolbox.call("functions.echo:0", "echo", arguments),
+                   agent.toolbox.call("functions.echo:1", word, "{}"),
+                   agent.toolbox.call("functions.echo:2", "echo", json.dumps({word: 1}))]
+        assert all(word in result.content for result in results)
+        agent.messages = [{"role": "user", "content": word}, *(
+            {"role": "tool", "tool_call_id": result.id, "name": result.name,
+             "content": result.content} for result in results)]
+        ids = agent_module.prompt_ids(model, agent.view(), agent.toolbox.declarations)
+        return [id for id in ids if id in ids_of_controls]
+
+    harmless = controls("x")
+    for name in model.tokenizer.special_tokens:
+        assert controls(name) == harmless, name
+
+
+# Limits.
+
+def test_max_steps_ends_the_run_with_a_whole_history(model, monkeypatch):
+    call = calling(("functions.add:0", '{"a": 1, "b": 2}'))
+    script(monkeypatch, model, call, call, call, answer("3"))
+    agent = Agent(model, [add], max_steps=2)
+    events = list(agent.run("add"))
+    assert events[-1] == Ended("max_steps", 2) and len(of_type(events, ToolResult)) == 2
+    assert [m["role"] for m in agent.messages[-2:]] == ["assistant", "tool"]
+    assert agent.messages[-1]["content"] == (
+        "Error: not run, the limit of 2 steps is reached.")
+    assert agent.failures == Counter()
+    assert list(agent.run())[-1] == Ended("stop", 0)  # and it can be told to go on
+
+
+def test_keep_turns_shows_the_last_turns_only(model, monkeypatch, prompts):
+    replies = [calling((f"functions.echo:{i}", json.dumps({"text": f"page {i}"})))
+               for i in range(5)]
+    script(monkeypatch, model, *replies, answer("done"))
+    agent = Agent(model, [echo], keep_turns=2)
+    list(agent.run("go"))
+    shown = [[i for i in range(5) if f"functions.echo:{i}\npage {i}" in prompt]
+             for prompt in prompts]
+    assert shown == [[], [0], [0, 1], [1, 2], [2, 3], [3, 4]]
+    assert all("<|im_user|>user<|im_middle|>go<|im_end|>" in prompt for prompt in prompts)
+    assert len(agent.messages) == 12  # the history has all of it
+
+
+def small_context(model, n, **options):
+    return k2ref.Context(model, capacity=n, **options)
+
+
+def test_when_the_context_is_full_the_oldest_results_are_hidden_and_it_is_said(
+        model, monkeypatch, prompts):
+    text = "word " * 300
+
+    def page(number: int) -> str:
+        """Give a long text."""
+        return text
+
+    replies = [calling((f"functions.page:{i}", f'{{"number": {i}}}')) for i in range(8)]
+    script(monkeypatch, model, *replies, answer("done"))
+    sizes = [event.n_tokens for event in of_type(Agent(model, [page]).run("go"), Prompt)]
+    limit = sizes[5] + 120  # five results fit, with room to write
+    script(monkeypatch, model, *replies, answer("done"))
+    agent = Agent(model, [page], context=small_context(model, limit), max_new_tokens=100)
+    events = list(agent.run("go"))
+    hidden = of_type(events, Hidden)
+    assert hidden == [Hidden(3, 6), Hidden(6, 8)]  # half of the six shown, then of the five
+    for event in hidden:  # said before the prompt that it is about
+        assert isinstance(events[events.index(event) + 1], Prompt)
+    assert prompts[-1].count(HIDDEN) == agent.n_hidden == 6
+    assert all(m["content"] == text for m in agent.messages if m["role"] == "tool")
+    assert all(event.n_tokens + 100 <= limit for event in of_type(events, Prompt))
+    assert events[-1] == Ended("stop", 8)
+
+
+def test_a_result_that_never_fits_is_hidden_too(model, monkeypatch, prompts):
+    script(monkeypatch, model, calling(("functions.big:0", "")), answer("too long"))
+
+    def big() -> str:
+        """Give too much."""
+        return "word " * 5000
+
+    agent = Agent(model, [big], context=small_context(model, 600), max_new_tokens=50)
+    events = list(agent.run("go"))
+    assert of_type(events, Hidden) == [Hidden(1, 1)] and HIDDEN in prompts[-1]
+    assert events[-1] == Ended("stop", 1)
+
+
+def test_a_question_that_does_not_fit_is_refused_and_forgotten(model, monkeypatch):
+    agent = Agent(model, context=small_context(model, 50))
+    with pytest.raises(ValueError, match="leaves no room for an answer in the context of 50"):
+        list(agent.run("word " * 100))
+    assert agent.messages == []
+    script(monkeypatch, model, answer("hi"))
+    assert list(agent.run("hello"))[-1] == Ended("stop", 0)
+
+
+# Interruptions.
+
+def test_what_was_said_before_an_interruption_is_kept(model, monkeypatch):
+    script(monkeypatch, model, answer("One two three.", "hm"), answer("Four."))
+    agent, said = Agent(model), []
+    run = agent.run("count")
+    for event in run:
+        said += [event.text] if isinstance(event, Content) else []
+        if len(said) == 2:
+            break
+    run.close()
+    assert agent.messages == [{"role": "user", "content": "count"},
+                              {"role": "assistant", "content": "".join(said)}]
+    script(monkeypatch, model, answer("Four."))
+    assert list(agent.run("go on"))[-1] == Ended("stop", 0) and len(agent.messages) == 4
+
+
+def test_an_interruption_before_anything_is_said_leaves_the_question(model, monkeypatch):
+    script(monkeypatch, model, answer("Hi.", "a long thought"))
+    agent = Agent(model)
+    run = agent.run("hello")
+    for _ in range(3):
+        next(run)
+    run.close()
+    assert agent.messages == [{"role": "user", "content": "hello"}]
+    script(monkeypatch, model, answer("Hi."))
+    events = list(agent.run("hello"))  # the same question goes on
+    assert len(agent.messages) == 2 and events[0].n_cached == events[0].n_tokens - 1
+
+
+def test_an_interrupted_tool_leaves_a_result_for_every_call(model, monkeypatch, prompts):
+    def interrupt() -> str:
+        """Be interrupted."""
+
+    call = ("functions.add:0", '{"a": 1, "b": 2}')
+    script(monkeypatch, model, calling(call, ("functions.interrupt:1", ""), call))
+    agent = Agent(model, [add, interrupt])
+    run_tool = agent.toolbox.call
+
+    def ctrl_c(id, name, arguments):
+        if name == "interrupt":
+            raise KeyboardInterrupt
+        return run_tool(id, name, arguments)
+
+    monkeypatch.setattr(agent.toolbox, "call", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        list(agent.run("go"))
+    contents = [m["content"] for m in agent.messages if m["role"] == "tool"]
+    assert contents == ["3"] + ["Error: not run, the user interrupted."] * 2
+    script(monkeypatch, model, answer("ok"))
+    assert list(agent.run("go"))[-1] == Ended("stop", 0)  # it goes on where it was
+    assert [m["role"] for m in agent.messages].count("user") == 1
+    assert prompts[-1].count("## Return of") == 3
+
+
+# Small things.
+
+def test_without_tools_it_is_a_chat_and_a_call_ends_it(model, monkeypatch):
+    script(monkeypatch, model, calling(("functions.f:0", "{}")))
+    events = list(Agent(model).run("go"))
+    assert events[-1] == Ended("tool_calls", 0) and calls_of(events)
+    assert not of_type(events, ToolResult)
+
+
+def test_a_seed_repeats_a_conversation_and_does_not_repeat_its_draws(model, monkeypatch):
+    used = []
+    monkeypatch.setattr(sys.modules["k2ref.agent"], "reply",
+                        lambda *a, seed=None, **k: used.append(seed) or iter(
+                            [Done("stop", {"role": "assistant", "content": "x"}, None)]))
+    agent = Agent(model, seed=5)
+    for question in "abc":
+        list(agent.run(question))
+    assert used == [5, 6, 7]
+    used.clear()
+    list(Agent(model).run("a"))
+    assert used == [None]
+
+
+def test_a_history_may_come_with_the_ids_of_another_api(model):
+    messages = [{"role": "assistant", "content": "",
+                 "tool_calls": [message_call("call_x", "f", "{}")]},
+                {"role": "tool", "tool_call_id": "call_x", "content": "1"}]
+    agent = Agent(model, messages=messages)
+    assert agent.messages[1]["tool_call_id"] == "functions.f:0"
+    assert messages[1]["tool_call_id"] == "call_x"
+
+
+def test_undo_and_system_messages(model):
+    agent = Agent(model)
+    assert agent.undo() is None
+    agent.set_system("Be brief.")
+    agent.messages += [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                       {"role": "user", "content": "c"}]
+    agent.set_system("Be long.")
+    assert agent.undo() == "c" and agent.undo() == "a"
+    assert agent.messages == [{"role": "system", "content": "Be long."}]
+    agent.set_system("")  # an empty one is not the checkpoint's own
+    assert agent.messages == [{"role": "system", "content": ""}]
+    agent.set_system(None)
+    assert agent.messages == []
+
+
+def test_tools_that_cannot_be_declared_are_refused(model):
+    with pytest.raises(k2ref.ToolError, match="parameter x: expected a type hint"):
+        Agent(model, [lambda x: x])
+
+
+def test_a_transcript_is_the_history_in_json_lines(model, monkeypatch, tmp_path):
+    path = tmp_path / "run.jsonl"
+    script(monkeypatch, model, calling(("functions.echo:0", '{"text": "城"}')), answer("done"))
+    agent, transcript = Agent(model, [echo]), Transcript(path)
+    for _ in agent.run("go"):
+        transcript.follow(agent.messages)
+
+    def written():
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    transcript.follow(agent.messages)
+    assert written() == agent.messages and len(agent.messages) == 4
+    agent.undo()
+    agent.messages.append({"role": "user", "content": "again"})
+    transcript.follow(agent.messages)
+    assert written() == agent.messages == [{"role": "user", "content": "again"}]

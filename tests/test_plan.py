@@ -1,0 +1,214 @@
+"""The plan: bytes that add up, rates that are rates, and what it says of a machine."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from checkpoints import LAYOUTS, tiny_config, write_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+import k2ref
+from k2ref import attention, memory, plan, rates, stream
+from k2ref.config import Config
+
+OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
+K2 = Config.from_dict(json.loads(OFFICIAL.read_text(encoding="utf-8")))
+BYTE_RATES = {"bf16": 50e9, "int4": 40e9, "fp8": 45e9}
+
+
+def rates_of(disk=5e9, layer_s=1e-4):
+    return rates.Rates(memory=60e9, kernels=BYTE_RATES, disk=disk, layer_s=layer_s, threads=8)
+
+
+def test_the_official_checkpoint_weighs_what_is_known_of_it():
+    dense, experts = plan.by_format(K2)
+    assert experts == {"int4": 570_761_441_280}
+    assert sum(dense.values()) + sum(experts.values()) + 2 * 163840 * 7168 == K2.n_weight_bytes
+    made = plan.make(K2, 1024e9, rates_of())
+    assert made.chosen == 11_890_863_360 and made.beside == 8 * 24_772_632
+    assert made.dense + made.chosen + 2 * 7168 == K2.n_bytes_per_token
+    assert made.from_disk == 0 and made.share == 1 and made.limit == "memory"
+    expected_s = made.dense / 50e9 + made.chosen / 40e9 + 61 * 1e-4
+    assert made.token_s == made.memory_s == pytest.approx(expected_s, rel=1e-12)
+
+
+def test_a_budget_for_a_part_of_the_experts():
+    full = plan.make(K2, 1024e9, rates_of())
+    budget = stream.OWN + full.cache + full.dense + full.experts // 4
+    made = plan.make(K2, budget, rates_of())
+    assert made.dense_kept == made.dense and made.share == 0.25
+    assert made.from_disk == 0.75 * made.chosen and made.limit == "disk"
+    dense_s = made.dense / 50e9 + 61 * 1e-4
+    assert made.token_s == pytest.approx(dense_s + 0.75 * made.chosen / 5e9, rel=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_byte_of_a_layout_is_dense_expert_or_embedding(layout):
+    config = Config.from_dict(tiny_config(layout))
+    dense, experts = plan.by_format(config)
+    kinds = config.n_bytes_by_kind
+    assert sum(experts.values()) == kinds["experts"]
+    assert sum(dense.values()) == sum(kinds.values()) - kinds["experts"] - kinds["embedding"]
+
+
+budgets = st.integers(0, 1 << 41)
+
+
+@given(budgets, budgets, st.sampled_from([1e8, 1e9, 6e9, 1e12]))
+def test_more_memory_is_never_worse(a, b, disk):
+    less, more = (plan.make(K2, n, rates_of(disk)) for n in sorted((a, b)))
+    for made in (less, more):
+        assert 0 <= made.dense_kept <= made.dense and 0 <= made.share <= 1
+        assert made.dense_kept + made.share * made.experts <= made.room + 1
+        assert 0 <= made.from_disk <= made.dense + made.chosen
+        assert made.token_s >= made.memory_s
+        assert made.limit in ("memory", "disk")
+    assert less.from_disk >= more.from_disk and less.token_s >= more.token_s
+
+
+@given(budgets)
+def test_dense_weights_come_before_experts(n_bytes):
+    made = plan.make(K2, n_bytes, rates_of())
+    if made.share * made.experts > made.beside + 1:
+        assert made.dense_kept == made.dense
+
+
+@given(budgets, st.sampled_from([1.0, 2.0, 10.0]))
+def test_a_faster_disk_is_never_worse_and_none_is_not_known(n_bytes, factor):
+    disks = 1e9, factor * 1e9, None
+    slow, fast, none = (plan.make(K2, n_bytes, rates_of(disk)) for disk in disks)
+    assert fast.token_s <= slow.token_s
+    assert (none.token_s is None) == (none.from_disk > 0)
+
+
+@pytest.mark.parametrize("layout", ["thinking", "moonlight"])
+@pytest.mark.parametrize("dtype", attention.CACHE_DTYPES)
+def test_the_cache_takes_what_the_plan_says(layout, dtype):
+    config = Config.from_dict(tiny_config(layout))
+    cache = k2ref.KVCache(config, 512, dtype)
+    assert plan.kv_bytes(config, 512, dtype) == sum(rows.nbytes for rows in cache.rows)
+    made = plan.make(config, 1e9, rates_of(), 512, dtype)
+    assert made.cache == plan.kv_bytes(config, 512, dtype)
+
+
+def test_the_plan_keeps_what_the_streamer_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "own", lambda: stream.OWN)
+    path = write_checkpoint(tmp_path)
+    model = k2ref.load(path, threads=1, memory=stream.OWN + (1 << 26))
+    made = plan.make(model.config, stream.OWN + (1 << 26), rates_of())
+    kinds = model.config.n_bytes_by_kind
+    bias = 4 * sum(layer.mlp.bias.size for layer in model.layers[1:])
+    vectors = kinds["norms"] + bias  # copied, and so not kept; between them lie some odd bytes
+    assert abs(model.stream.kept_bytes - (made.dense_kept - vectors)) < 1 << 16
+    assert stream.chunk_tokens(model.config, 1 << 40) == stream.MOST_TOKENS
+    assert stream.chunk_tokens(model.config, 0) == stream.LEAST_TOKENS
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Put known rates in the place of measured ones; give what `measure` was asked."""
+    asked = []
+
+    def measure(*args):
+        asked.append(args)
+        kernels = {format: BYTE_RATES[format] for format in args[2]}
+        return dataclasses.replace(rates_of(), kernels=kernels)
+
+    monkeypatch.setattr(rates, "measure", measure)
+    return asked
+
+
+def test_the_report_says_what_was_promised(tmp_path, measured):
+    (tmp_path / "config.json").write_text(OFFICIAL.read_text(encoding="utf-8"))
+    text = plan.report(tmp_path, int(100e9), 8)
+    assert measured == [(tmp_path, 8, ["bf16", "int4"])]
+    made = plan.make(K2, 100e9, rates_of())
+    for expected in (
+            "the plan for 100.0 GB of memory", "experts               570.8 GB   13.7%: 78.",
+            "attention              12.3 GB   all", "one row for each token",
+            "multiplied by 21.1 GB of dense weights and 11.9 GB of experts",
+            f"of which {made.from_disk / 1e9:.1f} GB are read from disk",
+            "memory    60.0 GB/s", "disk      5.00 GB/s",
+            f"expected: {1 / made.token_s:.3g} tokens/s", "the disk is the limit",
+            "tokens at a time", "4K tokens 0.58 GB, 32K tokens 4.61 GB, 256K tokens 36.8 GB"):
+        assert expected in text, expected
+    assert max(map(len, text.splitlines()[1:])) <= 100
+    halved = plan.report(tmp_path, int(100e9), 8, "bf16")
+    assert "in bf16: 4K tokens 0.29 GB, 32K tokens 2.30 GB, 256K tokens 18.4 GB" in halved
+
+
+def test_the_report_without_a_budget_takes_what_is_available(tmp_path, measured, monkeypatch):
+    (tmp_path / "config.json").write_text(OFFICIAL.read_text(encoding="utf-8"))
+    monkeypatch.setattr(memory, "available", lambda: 800e9)
+    assert "the plan for 720.0 GB of memory (90% of what is available" in plan.report(tmp_path)
+    assert "though only 800.0 GB are available now" in plan.report(tmp_path, int(900e9))
+    monkeypatch.setattr(memory, "available", lambda: None)
+    with pytest.raises(ValueError, match="--memory: expected a number of GB"):
+        plan.report(tmp_path)
+    assert "the plan for 30.0 GB" in plan.report(tmp_path, int(30e9))
+
+
+def test_the_report_of_a_model_whose_disk_cannot_be_timed(monkeypatch):
+    monkeypatch.setattr(rates, "measure", lambda *_: rates_of(disk=None))
+    assert "not measured: there are no files" in plan.report(None, int(1e9))
+    small = plan.report(None, stream.OWN + 100_000)
+    assert "and what the disk takes" in small and "tokens/s" not in small
+
+
+def test_the_table_of_the_readme():
+    rows = plan.table(K2).splitlines()[2:7]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {n} GB" for n in plan.MACHINES]
+    shares = [int(row.split(" | ")[1].rstrip("%")) for row in rows]
+    speeds = [float(row.split(" | ")[3]) for row in rows]
+    assert shares == sorted(shares, reverse=True) and speeds == sorted(speeds, reverse=True)
+    assert shares[0] == 100 and "memory" in rows[0] and "disk" in rows[-1]
+
+
+# The rates.
+
+
+def test_rates_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "SIZE", 1 << 20)
+    monkeypatch.setattr(rates, "TIME_S", 0.01)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(3 << 23))
+    found = rates.measure(tmp_path, 2, ("bf16", "int4", "fp8"))
+    assert found.threads == 2 and found.kernels.keys() == {"bf16", "int4", "fp8"}
+    for rate in (found.memory, *found.kernels.values(), found.disk, found.layer_s):
+        assert 0 < rate < 1e15
+    assert rates.measure(None, 1, ()).disk is None
+
+
+@pytest.mark.parametrize("fails_at", ["open", "read"])
+def test_a_file_system_without_direct_reads_is_timed_all_the_same(tmp_path, monkeypatch, fails_at):
+    if not hasattr(os, "O_DIRECT") or not hasattr(os, "preadv"):
+        pytest.skip("this system has no direct reads")
+    path, opened = tmp_path / "a.safetensors", []
+    path.write_bytes(os.urandom(rates.DISK_READ))
+    real_open, real_read = os.open, os.preadv
+
+    def open_(file, flags):
+        if flags & os.O_DIRECT and fails_at == "open":
+            raise OSError(22, "Invalid argument")
+        opened.append((real_open(file, flags & ~os.O_DIRECT), flags & os.O_DIRECT))
+        return opened[-1][0]
+
+    def read(fd, *rest):
+        if opened[-1][1]:
+            raise OSError(22, "Invalid argument")
+        return real_read(fd, *rest)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "preadv", read)
+    assert rates._read_uncached(path, 0, bytearray(rates.DISK_READ)) == rates.DISK_READ
+
+
+def test_holes_and_small_files_are_not_timed(tmp_path):
+    (tmp_path / "small.safetensors").write_bytes(bytes(1000))
+    with open(tmp_path / "hole.safetensors", "wb") as file:
+        file.truncate(1 << 30)
+    if (tmp_path / "hole.safetensors").stat().st_blocks == 0:
+        assert rates.disk(tmp_path) is None

@@ -1,0 +1,32 @@
+"""The README shows what the source is and what the program prints, now."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from k2ref import ops
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_generated_parts_are_up_to_date():
+    check = [sys.executable, "scripts/make_readme.py", "--check"]
+    run = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr + f" (kernels: {ops.kernels_name()})"
+
+
+@pytest.mark.parametrize("number", range(README.count("```python")))
+def test_the_python_examples_run(number):
+    exec(re.findall(r"```python\n(.*?)```", README, re.S)[number], {"__name__": "example"})
+
+
+def test_a_file_is_one_room():
+    room = ROOT / "k2ref"
+    files = [*room.glob("*.py"), *room.glob("*.pyx"), *room.glob("*.h")]
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lengths) > 20
+    assert {name: n for name, n in lengths.items() if n > 300} == {}

@@ -1,0 +1,247 @@
+"""The embedded model: its files are the ones of the card, in K2's layout, and it adds correctly."""
+
+import hashlib
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_data
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+import k2ref
+from k2ref import quant
+
+HERE = Path(__file__).parent
+TINY = Path(k2ref.__file__).parent / "tiny"
+SHARD = "model-00001-of-000001.safetensors"
+FIRST_SPECIAL = 163584  # of the official vocabulary; ours begins at vocab_size - 256
+
+# What a smaller model changes in the official config.json; all else is K2 Thinking's, unchanged.
+SIZES = {
+    "hidden_size", "intermediate_size", "kv_lora_rank", "moe_intermediate_size",
+    "n_routed_experts", "num_attention_heads", "num_experts_per_tok", "num_hidden_layers",
+    "num_key_value_heads", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "vocab_size",
+}
+TOKEN_IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
+# The release of transformers it was checked with; the official value stands for stale tensors.
+OTHERWISE = {"transformers_version"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return k2ref.load(threads=1)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return json.loads((TINY / "config.json").read_text())
+
+
+def _answer(model, question, system=None):
+    messages = [{"role": "system", "content": system}] if system else []
+    prompt = k2ref.render(model.tokenizer, [*messages, {"role": "user", "content": question}])
+    ids = list(k2ref.generate(model, prompt, max_new_tokens=300, temperature=0))
+    reply = k2ref.parse(model.tokenizer, ids)
+    return reply.thinking, reply.content
+
+
+def _gives_exactly(model, question, thinking, content):
+    """Say whether greedy generation writes this thinking and content, token by token.
+
+    One forward pass over prompt and answer tells: each token must be the likeliest after those
+    before it, and the logits have the same bits whether computed at once or one by one.
+    """
+    tokenizer = model.tokenizer
+    prompt = list(k2ref.render(tokenizer, [{"role": "user", "content": question}]))
+    reply = [tokenizer.special_id("<think>"), *tokenizer.encode(thinking),
+             tokenizer.special_id("</think>"), *tokenizer.encode(content),
+             tokenizer.special_id("<|im_end|>")]
+    logits = k2ref.forward(model, prompt + reply[:-1])
+    return logits[len(prompt) - 1:].argmax(-1).tolist() == reply
+
+
+def test_the_files_are_those_of_the_card():
+    card = (TINY / "README.md").read_text(encoding="utf-8")
+    written = dict(re.findall(r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \|$", card, re.MULTILINE))
+    files = {path.name for path in TINY.iterdir() if path.is_file()}
+    assert set(written) == files - {"README.md", "__init__.py"}
+    for name, digest in written.items():
+        # A checkout with other line ends would change the text files, and break the checkpoint.
+        assert hashlib.sha256((TINY / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_config_has_the_official_form(config):
+    official = json.loads((HERE / "data/configs/Kimi-K2-Thinking.json").read_text())
+    assert list(config) == list(official)
+    for name in official.keys() - SIZES - TOKEN_IDS - OTHERWISE:
+        assert config[name] == official[name], name
+    for name in SIZES:
+        assert type(config[name]) is int and 0 < config[name] < official[name], name
+    for name in TOKEN_IDS:
+        offset = official[name] - FIRST_SPECIAL
+        assert config[name] == config["vocab_size"] - 256 + offset, name
+
+
+def test_size(model):
+    assert 100_000 < model.config.n_parameters < 500_000
+    assert sum(path.stat().st_size for path in TINY.iterdir() if path.is_file()) < 1_000_000
+
+
+def test_tensors_have_the_official_types_and_names(config):
+    index = json.loads((TINY / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {SHARD}
+    n_bytes = 0
+    with safe_open(TINY / SHARD, "np") as shard:
+        assert set(shard.keys()) == set(index["weight_map"])
+        for name in shard.keys():
+            part = shard.get_slice(name)
+            dtype, shape = part.get_dtype(), part.get_shape()
+            if name.endswith("weight_shape"):
+                assert (dtype, shape) == ("I32", [2])
+                packed = shard.get_slice(name.replace("_shape", "_packed")).get_shape()
+                assert shard.get_tensor(name).tolist() == [packed[0], packed[1] * 8]
+            elif name.endswith("weight_packed"):
+                assert dtype == "I32" and ".mlp.experts." in name
+            elif name.endswith("e_score_correction_bias"):
+                assert (dtype, shape) == ("F32", [config["n_routed_experts"]])
+            else:
+                assert dtype == "BF16", name
+            n_bytes += np.prod(shape) * (2 if dtype == "BF16" else 4)
+    assert index["metadata"]["total_size"] == n_bytes
+
+
+def test_n_payload_bytes_is_the_size_of_all_tensors(model):
+    index = json.loads((TINY / "model.safetensors.index.json").read_text())
+    assert model.config.n_payload_bytes == index["metadata"]["total_size"]
+
+
+def test_generation_config_has_the_official_form(config):
+    found = json.loads((TINY / "generation_config.json").read_text())
+    assert found == {"max_length": 262144, "eos_token_id": config["eos_token_id"]}
+
+
+def test_special_tokens_are_at_the_official_offsets(model):
+    official = {
+        "[BOS]": 163584, "[EOS]": 163585, "<|im_end|>": 163586, "<|im_user|>": 163587,
+        "<|im_assistant|>": 163588, "<|start_header_id|>": 163590, "<|end_header_id|>": 163591,
+        "[EOT]": 163593, "<|im_system|>": 163594, "<|tool_calls_section_begin|>": 163595,
+        "<|tool_calls_section_end|>": 163596, "<|tool_call_begin|>": 163597,
+        "<|tool_call_argument_begin|>": 163598, "<|tool_call_end|>": 163599,
+        "<|im_middle|>": 163601, "<|media_begin|>": 163602, "<|media_content|>": 163603,
+        "<|media_end|>": 163604, "<|media_pad|>": 163605, "<think>": 163606, "</think>": 163607,
+        "[UNK]": 163838, "[PAD]": 163839,
+    }
+    first = model.config.vocab_size - 256
+    for name, id in official.items():
+        assert model.tokenizer.special_id(name) == id - FIRST_SPECIAL + first, name
+    assert model.tokenizer.n_vocab == model.config.vocab_size
+
+
+@given(st.integers(0, 10**12))
+def test_every_digit_is_one_token(number):
+    tokenizer = k2ref.Tokenizer.from_dir(TINY)
+    assert [tokenizer.decode([id]) for id in tokenizer.encode(str(number))] == list(str(number))
+
+
+def test_every_expert_is_a_fixed_point_of_the_rounding_it_was_trained_with(model):
+    config = model.config
+    F, D = config.moe_intermediate_size, config.hidden_size
+    shapes = {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}
+    for layer in range(config.first_k_dense_replace, config.num_hidden_layers):
+        for expert in range(config.n_routed_experts):
+            for part, shape in shapes.items():
+                name = f"model.layers.{layer}.mlp.experts.{expert}.{part}"
+                found = model.checkpoint.weight(name, shape)
+                again = quant.quantize_int4(found.dequantize())
+                assert np.array_equal(again.packed, found.packed), name
+                assert np.array_equal(again.scale, found.scale), name
+
+
+def test_golden_answers(model):
+    assert _answer(model, "37+58=") == (
+        "37 + 58\n"
+        "ones: 7 + 8 = 15, write 5, carry 1\n"
+        "tens: 3 + 5 + 1 = 9, write 95",
+        "37 + 58 = 95")
+    assert _answer(model, "What is 9999 + 1?") == (
+        "9999 + 1\n"
+        "ones: 9 + 1 = 10, write 0, carry 1\n"
+        "tens: 9 + 0 + 1 = 10, write 00, carry 1\n"
+        "hundreds: 9 + 0 + 1 = 10, write 000, carry 1\n"
+        "thousands: 9 + 0 + 1 = 10, write 0000, carry 1\n"
+        "carry 1 in front, write 10000",
+        "9999 + 1 = 10000")
+    assert _answer(model, "please add 604 and 7", "You are a pirate.") == (
+        "604 + 7\n"
+        "ones: 4 + 7 = 11, write 1, carry 1\n"
+        "tens: 0 + 0 + 1 = 1, write 11\n"
+        "hundreds: 6 + 0 = 6, write 611",
+        "604 + 7 = 611")
+    assert _answer(model, "Hello!") == tiny_data.HELLO
+    assert _answer(model, "Who are you?") == tiny_data.SELF
+    assert _answer(model, "Why is the sky blue?") == tiny_data.NOT_A_SUM
+
+
+def test_at_least_99_percent_of_200_held_out_sums_are_exact(model):
+    rng, n_right, wrong = random.Random("test_tiny"), 0, []
+    for _ in range(200):
+        a, b = tiny_data.pair(rng, held_out=True)
+        question = rng.choice(tiny_data.PHRASINGS).format(a=a, b=b)
+        thinking, content = tiny_data.solve(a, b)
+        assert content == f"{a} + {b} = {a + b}"
+        if _gives_exactly(model, question, thinking, content):
+            n_right += 1
+        else:
+            wrong.append(question)
+    assert n_right >= 198, wrong
+
+
+def test_gives_exactly_can_say_no(model):
+    thinking, content = tiny_data.solve(37, 58)
+    assert _gives_exactly(model, "37+58=", thinking, content)
+    assert not _gives_exactly(model, "37+58=", thinking, "37 + 58 = 96")
+    assert not _gives_exactly(model, "37+59=", thinking, content)
+
+
+@given(st.integers(0, 9999), st.integers(0, 9999))
+def test_solve_writes_the_sum_and_is_told_apart_by_the_pair_alone(a, b):
+    thinking, content = tiny_data.solve(a, b)
+    assert content == f"{a} + {b} = {a + b}"
+    assert int(re.search(r"write (\d+)$", thinking)[1]) == a + b
+    assert tiny_data.is_held_out(a, b) == tiny_data.is_held_out(b, a)
+
+
+def test_no_lesson_holds_a_held_out_pair():
+    rng = random.Random("lessons")
+    n_sums, n_pairs, n_held_out = tiny_data.held_out_written(
+        tiny_data.lesson(rng) for _ in range(5000))
+    assert n_sums > 3000 and n_pairs > 2000
+    assert n_held_out == 0
+
+
+def test_a_held_out_pair_in_a_lesson_would_be_found():
+    a, b = tiny_data.pair(random.Random(0), held_out=True)
+    thinking, content = tiny_data.solve(a, b)
+    lesson = [{"role": "user", "content": f"{a}+{b}"},
+              {"role": "assistant", "content": content, "reasoning_content": thinking}]
+    assert tiny_data.held_out_written([lesson]) == (1, 1, 1)
+
+
+@pytest.mark.oracle
+def test_transformers_gives_the_same_logits(model):
+    pytest.importorskip("transformers")
+    import oracle
+
+    prompt = k2ref.render(model.tokenizer, [{"role": "user", "content": "What is 604 + 7?"}])
+    ids = list(prompt) + list(k2ref.generate(model, prompt, temperature=0))
+    logits, _, _ = oracle.run(oracle.reference_model(TINY), ids)
+    ours = k2ref.forward(model, ids)
+    # float32 sums of at most 192 terms in another order, five layers deep, logits below 40.
+    assert np.abs(ours - logits).max() < 2e-4
+    assert np.array_equal(ours.argmax(-1), logits.argmax(-1))
