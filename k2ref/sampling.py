@@ -71,8 +71,8 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
 
     (W,) -> (W,)
 
-    Output float64, sum 1. Equal probabilities are ranked by id, the lower first; so a filter that
-    cuts between equals keeps the lower ids, and greedy takes the lowest.
+    Output float64, sum 1. Equal logits are ranked by id, the lower first; so a filter that cuts
+    between equals keeps the lower ids, and greedy takes the lowest.
     - temperature: logits are divided by it; 0 gives everything to the largest logit.
     - top_k: the `k` likeliest stay.
     - top_p: the smallest set whose mass reaches `p` stays, likeliest first (the "nucleus").
@@ -90,7 +90,8 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
         return greedy
     with np.errstate(over="ignore", under="ignore"):  # a tiny temperature sends the rest to -inf
         p = np.exp((logits - logits.max()) / settings.temperature)
-    order = np.argsort(-p, kind="stable")  # likeliest first, equals by id
+    # Ranked by logit: of two that differ by less than a rounding, exp makes equals.
+    order = np.argsort(-logits, kind="stable")
     kept = p[order[:top_k]] if top_k else p[order]
     if top_p is not None and top_p < 1:
         # Trap: the token that crosses the line belongs to the nucleus; `mass <= top_p` drops it.
@@ -159,11 +160,11 @@ def sample(logits, rng, seen=(), n_top=0, **settings):
     """
     penalty = Settings(**settings).repetition_penalty
     settings.pop("repetition_penalty", None)
-    logprobs = log_probabilities(logits)
+    logprobs, model_logits = log_probabilities(logits), logits
     if penalty is not None:
         logits = penalize_repetition(logits, seen, penalty)
     chosen = pick(probabilities(logits, **settings), rng.random())
-    best = np.argsort(-logprobs, kind="stable")[:n_top] if n_top else ()
+    best = np.argsort(-_finite(model_logits), kind="stable")[:n_top] if n_top else ()
     top = [(int(i), float(logprobs[i])) for i in best]
     return Choice(chosen, float(logprobs[chosen]), top)
 

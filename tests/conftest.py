@@ -22,6 +22,7 @@ settings.register_profile(
     deadline=None,  # no timing decides a test
     max_examples=int(os.environ.get("K2REF_EXAMPLES", "25")),
     print_blob=True,
+    derandomize="CI" in os.environ,  # what lands is judged by what it changed, not by luck
     # A fixture here chooses a kernel path or a model: the same for all examples of one test.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -27,9 +27,9 @@ temperatures = st.floats(0.05, 5)
 shares = st.floats(0.01, 1)
 
 
-def ranked(p):
-    """The ids from likeliest to least likely, equals by id: the plain twin of the argsort."""
-    return sorted(range(len(p)), key=lambda i: (-p[i], i))
+def ranked(logits):
+    """The ids from the largest logit down, equals by id: the plain twin of the argsort."""
+    return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
 
 
 @given(rows, temperatures, st.none() | st.integers(0, 50), st.none() | shares, st.none() | shares)
@@ -40,6 +40,11 @@ def test_probabilities_sum_to_one_and_keep_the_likeliest(logits, temperature, k,
     # Each of n quotients is off by at most half an ulp, and so is each of n additions.
     assert abs(p.sum() - 1) <= 2 * p.size * EPS
     assert p[np.argmax(logits)] == p.max() > 0
+
+
+@pytest.mark.parametrize("limits", [{"top_k": 1}, {"top_p": 0.5}])
+def test_of_two_that_exp_makes_equal_the_larger_logit_stays(limits):
+    assert probabilities([-1e-21, 0.0], **limits).tolist() == [0, 1]
 
 
 @given(rows, temperatures)
@@ -67,7 +72,7 @@ def test_shifting_all_logits_changes_nothing(logits, shift):
 @given(rows, st.integers(1, 50))
 def test_top_k_keeps_the_k_likeliest_and_their_ratios(logits, k):
     full, p = probabilities(logits), probabilities(logits, top_k=k)
-    expected = ranked(full)[:k]
+    expected = ranked(logits)[:k]
     assert np.flatnonzero(p).tolist() == sorted(i for i in expected if full[i] > 0)
     assert np.allclose(p[expected], full[expected] / full[expected].sum(), rtol=1e-12, atol=0)
 
@@ -75,7 +80,7 @@ def test_top_k_keeps_the_k_likeliest_and_their_ratios(logits, k):
 @given(rows, shares)
 def test_top_p_is_the_smallest_set_that_reaches_the_mass(logits, top_p):
     full, p = probabilities(logits), probabilities(logits, top_p=top_p)
-    order, n = ranked(full), int(np.count_nonzero(p))
+    order, n = ranked(logits), int(np.count_nonzero(p))
     assert sorted(order[:n]) == np.flatnonzero(p).tolist()
     # In exact arithmetic, but for the rounding of the sums: at most n ulps of 1.
     slack = Fraction(len(full) * EPS)
@@ -226,9 +231,8 @@ def test_logprobs_are_the_models_own(logits, n_top, top_p):
     choice = sample(logits, np.random.default_rng(1), range(len(logits)), n_top, **settings)
     full = probabilities(logits)
     assert math.isclose(choice.logprob, math.log(full[choice.id]), rel_tol=1e-9, abs_tol=1e-12)
-    # Logarithms may round two neighbours to one value; equals are listed by id.
     logprobs = log_probabilities(logits)
-    assert choice.top == [(i, logprobs[i]) for i in ranked(logprobs)[:n_top]]
+    assert choice.top == [(i, logprobs[i]) for i in ranked(logits)[:n_top]]
 
 
 @given(rows)
