@@ -29,7 +29,7 @@ INLINE void NAME(score)(const Attention *a, const float *q, const float *keys, l
             long m = n_heads - h < 3 ? n_heads - h : 3;
             /* A part of the next keys: the hardware stops at the end of each page. */
             for (long i = tile * h / n_heads; i < tile * (h + m) / n_heads; i++)
-                __builtin_prefetch((const char *)(keys + (k + TILE_ROWS) * a->width) + 64 * i);
+                __builtin_prefetch((const char *)(keys + (k + TILE_ROWS) * a->width) + 64 * i, 0, 2);
             NAME(any_tile)(m, a->width / 16, keys + k * a->width, scale, q + h * a->width, a->width,
                            totals, 48, 1);
             for (long i = 0; i < m; i++)
@@ -120,11 +120,15 @@ static void NAME(attend_merge)(const Attention *a, float *state, float *later, l
         float old = NAME(exp_of)(state[h] - top), new = NAME(exp_of)(later[h] - top);
         float *sum = NAME(state_sum)(state) + h, *x = NAME(state_latents)(state) + h * a->latents;
         const float *y = NAME(state_latents)(later) + h * a->latents;
-        *sum = *sum * old + NAME(state_sum)(later)[h] * new;
+        float scaled = *sum * old;
+        IN_REGISTER(scaled); /* of two products, compilers differ in which they fuse: not this one */
+        *sum = NAME(state_sum)(later)[h] * new + scaled;
         state[h] = top;
-        for (long c = 0; c < a->latents; c += WIDTH)
-            NAME(store)(x + c, NAME(fma)(NAME(load)(y + c), NAME(splat)(new),
-                                         NAME(load)(x + c) * old));
+        for (long c = 0; c < a->latents; c += WIDTH) {
+            vf before = NAME(load)(x + c) * old;
+            IN_REGISTER(before);
+            NAME(store)(x + c, NAME(fma)(NAME(load)(y + c), NAME(splat)(new), before));
+        }
     }
 }
 

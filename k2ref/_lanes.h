@@ -8,23 +8,21 @@
 #if ISA == 512
 #define WIDTH 16
 #define TILE_ROWS 8 /* 8 rows x 3 tokens of sums fill 24 of 32 registers */
-#define TOGETHER 4  /* blocks of INT4 weights of one token's product */
 #elif ISA == 256
 #define WIDTH 8
 #define TILE_ROWS 4 /* 4 x 3 fill 12 of 16 */
-#define TOGETHER 2
 #elif defined(__aarch64__)
 #define WIDTH 4
 #define TILE_ROWS 8
-#define TOGETHER 2
 #else
 #define WIDTH 4
 #define TILE_ROWS 4
-#define TOGETHER 2
 #endif
 #define PARTS (16 / WIDTH)
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
 #else
 #define IN_REGISTER(v) (void)0
 #endif
@@ -43,7 +41,13 @@ typedef struct { NAME(vf) part[PARTS]; } NAME(v16);
 
 INLINE vf NAME(load)(const float *a) { return *(const NAME(vf_at) *)a; }
 INLINE void NAME(store)(float *a, vf v) { *(NAME(vf_at) *)a = v; }
-INLINE vf NAME(splat)(float a) { return (vf){0} + a; }
+#if WIDTH == 16 /* spelled out: `zero + a` is an addition, since -0 + 0 is +0 */
+INLINE vf NAME(splat)(float a) { return (vf)_mm512_set1_ps(a); }
+#elif WIDTH == 8
+INLINE vf NAME(splat)(float a) { return (vf)_mm256_set1_ps(a); }
+#else
+INLINE vf NAME(splat)(float a) { return (vf){a, a, a, a}; }
+#endif
 /* One rounding where the target has FMA (the compiler contracts this expression), two elsewhere. */
 INLINE vf NAME(fma)(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf NAME(as_float)(vi bits) { return (vf)bits; }

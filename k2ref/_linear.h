@@ -86,20 +86,20 @@ typedef struct {
  * `format`, `n_vectors` and `N` are constants at every call, so each format is its own loop. */
 INLINE void NAME(dot_blocks)(const Job *job, int format, int n_vectors, int N, NAME(Place) *at) {
     const long step = 16 * n_vectors * BITS[format] / 8;
-    const float *x[4];
-    v16 sums[4] = {{{{0}}}};
-#pragma GCC unroll 4
+    const float *x[2];
+    v16 sums[2] = {{{{0}}}};
+#pragma GCC unroll 2
     for (long n = 0, b = at->b; n < N; n++) { /* the end of a row is followed by the next */
         x[n] = job->arranged + 16 * n_vectors * b;
         b = b + 1 < job->n_blocks ? b + 1 : 0;
     }
     EACH_PART {
-        vi words[4][4];
-#pragma GCC unroll 4
+        vi words[2][4];
+#pragma GCC unroll 2
         for (int n = 0; n < N; n++) NAME(load_words)(format, at->block + n * step, p, words[n]);
 #pragma GCC unroll 32
         for (int v = 0; v < n_vectors; v++)
-#pragma GCC unroll 4
+#pragma GCC unroll 2
             for (int n = 0; n < N; n++)
                 sums[n].part[p] =
                     NAME(fma)(NAME(weights)(format, at->block + n * step, words[n], v, p),
@@ -107,7 +107,7 @@ INLINE void NAME(dot_blocks)(const Job *job, int format, int n_vectors, int N, N
     }
     for (long i = 0; i < N * step; i += 64) /* not a pointer: it may be past the end of the weights */
         __builtin_prefetch((void *)((uintptr_t)at->block + AHEAD + i), 0, 3);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
         v16 by = NAME(scales)(format, at->scale, at->b);
         EACH_PART at->total.part[p] = NAME(fma)(sums[n].part[p], by.part[p], at->total.part[p]);
@@ -121,14 +121,14 @@ INLINE void NAME(dot_blocks)(const Job *job, int format, int n_vectors, int N, N
     at->block += N * step;
 }
 
-/* n outputs for one token, N blocks at a time. */
-INLINE void NAME(dot_rows)(const Job *job, int format, int n_vectors, int N, long first, long n) {
+/* n outputs for one token, two blocks at a time. */
+INLINE void NAME(dot_rows)(const Job *job, int format, int n_vectors, long first, long n) {
     const long step = 16 * n_vectors * BITS[format] / 8;
     NAME(Place) at = {job->weight + first * job->row_bytes, row_scale(job, first), first, 0, {{{0}}}};
     if (job->row_bytes % step == 0) {
         long left = n * job->n_blocks;
-        for (; left >= N; left -= N) NAME(dot_blocks)(job, format, n_vectors, N, &at);
-        for (; left; left--) NAME(dot_blocks)(job, format, n_vectors, 1, &at);
+        for (; left >= 2; left -= 2) NAME(dot_blocks)(job, format, n_vectors, 2, &at);
+        if (left) NAME(dot_blocks)(job, format, n_vectors, 1, &at);
         return;
     }
     for (long r = first; r < first + n; r++) { /* rows whose last block is short */
@@ -248,7 +248,7 @@ INLINE void NAME(rows_of)(const Job *job, int format, int n_vectors, long first,
             NAME(multiply_rows)(job, format, n_vectors, first + r, n - r < ROWS ? n - r : ROWS);
         return;
     }
-    NAME(dot_rows)(job, format, n_vectors, format == INT4 ? TOGETHER : 2, first, n);
+    NAME(dot_rows)(job, format, n_vectors, first, n);
 }
 
 static void NAME(linear_rows)(const Job *job, long first, long n) {

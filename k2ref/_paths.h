@@ -15,7 +15,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define ALIGNED __attribute__((aligned(64))) /* a vector load never straddles two cache lines */
-#define AHEAD 8192 /* bytes between what is multiplied and what is fetched meanwhile */
+/* Bytes between what is multiplied and what is fetched meanwhile: far enough to hide the wait, and
+ * not far beyond the page in which the hardware reads ahead. Of the read limit, bf16 and INT4 reach
+ * 92 and 79 % at 3072, 83 and 77 % at 4096, 56 and 64 % at 8192. */
+#define AHEAD 3072
 
 #define COLUMNS 512 /* what a thread takes of a transposed product: whole blocks of FP8 */
 
@@ -178,6 +181,7 @@ static int run_linear(const Path *path, Job *jobs, long n_jobs, int threads) {
         job->arranged = aligned_floats(job->T * job->n_blocks * job->block);
         failed = !job->arranged;
         int arrangers = threads_for((double)job->T * job->columns * 16, threads);
+        (void)arrangers; /* without OpenMP */
 #pragma omp parallel for num_threads(arrangers) if (arrangers > 1)
         for (long t = 0; t < (failed ? 0 : job->T); t++) path->arrange(job, t);
     }

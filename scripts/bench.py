@@ -130,6 +130,11 @@ def ladder(threads, repeats):
         print(f"{name:40}{t / len(weights) * 1e6:10.0f} us a matrix"
               f"{n_bytes / t / 1e9:8.2f} GB/s {gain}")
         results[name], before = t / len(weights), t
+    limits = Limits(threads)
+    rate = statistics.median(limits.measure("GB/s") for _ in range(repeats)) * 1e9
+    limit = f"only reading, all {threads} threads"
+    results[limit] = n_bytes / len(weights) / rate
+    print(f"{limit:40}{results[limit] * 1e6:10.0f} us a matrix{rate / 1e9:8.2f} GB/s")
     return results
 
 
