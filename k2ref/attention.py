@@ -10,6 +10,8 @@ heads share. Two forms of the same mathematics stand here:
 
 With q.k = q_nope.(W_UK c) + q_rope.k_rope = (W_UK^T q_nope).c + q_rope.k_rope, and sum_s p_s (W_UV
 c_s) = W_UV (sum_s p_s c_s), nothing per head is ever stored.
+
+Chapters 07 and 08.
 """
 
 from dataclasses import dataclass
@@ -146,7 +148,7 @@ def queries(h, w, cos, sin, config, threads=None):
     if w.q_proj is not None:
         q = ops.linear(h, w.q_proj, threads)
     else:
-        # Trap: the latent norms use eps 1e-6 in the official code, not rms_norm_eps.
+        # Trap: the latent norms use eps 1e-6 in the official code (vllm#35515).
         q_latent = ops.rms_norm(ops.linear(h, w.q_a_proj, threads), w.q_a_layernorm,
                                 config.latent_norm_eps)
         q = ops.linear(q_latent, w.q_b_proj, threads)
@@ -246,6 +248,6 @@ def attention(h, w, cache, i, cos, sin, config, threads=None, trace=None):
                             threads)
     y = ops.linear(heads.reshape(len(h), -1), w.o_proj, threads)
     if trace is not None:
-        trace.record_all(f"layers.{i}.attn.", q_nope=q_nope, q_rope=q_rope, c_kv=c_kv,
+        trace.record_all(f"layers.{i}.attn.", h=h, q_nope=q_nope, q_rope=q_rope, c_kv=c_kv,
                          k_rope=k_rope, heads=heads, out=y)
     return y

@@ -3,12 +3,15 @@
 This file knows the order of the work and the ways to end; asking and showing is in `dialogue.py`,
 how a reply looks in `terminal.py`. What can be wrong is looked at before the checkpoint is opened,
 as far as possible.
+
+Chapter 00.
 """
 
 import os
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from k2ref import __version__, inspection, ops, options, plan
 from k2ref.agent import Agent
@@ -16,6 +19,7 @@ from k2ref.dialogue import Dialogue, note
 from k2ref.generate import generate
 from k2ref.model import load
 from k2ref.options import UsageError
+from k2ref.recording import Recording
 from k2ref.terminal import Printer, Stopwatch, progress, streamed
 from k2ref.tokenizer import Decoder, TokenizerError
 from k2ref.tools import load_tools
@@ -66,6 +70,7 @@ def _run(args):
                          "--session and --transcript do not go with it")
     prompt = _prompt(args)
     options.check_text("--system", args.system or "")
+    options.check_recording(args, prompt)
     settings = options.settings(args)
     functions = load_tools(args.tools)
 
@@ -81,24 +86,40 @@ def _run(args):
                              "download it from the checkpoint's page")
     if hasattr(sys.stdout, "reconfigure"):  # a stdout that cannot say a character says "?"
         sys.stdout.reconfigure(errors="replace")
+    recording = _recording(model, prompt, args, settings)
+    model = recording.model if recording else model
     settings.update(max_new_tokens=args.max_tokens, seed=args.seed)
-    if args.raw:
-        _continue_text(model, prompt, args, settings)
-        return 0
-    dialogue = _dialogue(model, functions, args, settings)
-    if prompt is None:
-        dialogue.talk()
-    else:
-        dialogue.ask(prompt)
+    try:
+        if args.raw:
+            _continue_text(model, prompt, args, settings, recording)
+        elif prompt is None:
+            _dialogue(model, functions, args, settings, None).talk()
+        else:
+            _dialogue(model, functions, args, settings, recording).ask(prompt)
+    finally:
+        if recording:
+            recording.save()
     return 0
 
 
-def _dialogue(model, functions, args, settings):
+def _recording(model, prompt, args, settings):
+    """Set up what --trace and --show ask for, or None."""
+    if args.trace is None and args.show is None:
+        return None
+    name = args.model if args.model is not None else os.environ.get("K2REF_MODEL")
+    return Recording(
+        model, args.trace, args.trace_only, args.show, args.max_tokens, settings, note,
+        k2ref=__version__, asked=prompt, seed=args.seed,
+        checkpoint=Path(name).resolve().name if name else "the embedded model")
+
+
+def _dialogue(model, functions, args, settings, recording):
     """Set up the conversation that the options ask for, or go on with the session's."""
     agent = Agent(model, functions, max_steps=args.max_steps, keep_turns=args.keep_turns,
                   timeout_s=args.tool_timeout, cache_dtype=args.cache or "float32", **settings)
     dialogue = Dialogue(agent, args.hide_thinking, args.stats, args.session,
-                        announce=lambda n: _announce_cache(model.config, n, args))
+                        announce=lambda n: _announce_cache(model.config, n, args),
+                        recording=recording)
     if args.session and os.path.lexists(args.session):
         dialogue.load(args.session)
         dtype = agent.context.cache.dtype
@@ -122,11 +143,13 @@ def _announce_cache(config, n_prompt, args):
              "in it (see --max-tokens and --cache)")
 
 
-def _continue_text(model, prompt, args, settings):
+def _continue_text(model, prompt, args, settings, recording):
     """Continue a text as it is; also when it is cut short, show all that came."""
     ids = model.tokenizer.encode(prompt, allow_special=True)
     _announce_cache(model.config, len(ids), args)
     printer, watch = Printer(sys.stdout), Stopwatch()
+    if recording:
+        recording.begin(len(ids))
     decoder = Decoder(model.tokenizer)
     with progress(sys.stderr, "reading the prompt", len(ids), note=streamed(model)) as update:
 
@@ -141,9 +164,13 @@ def _continue_text(model, prompt, args, settings):
             while True:
                 token = next(tokens)
                 watch.wrote(token)
+                if recording:
+                    recording.wrote(token)
                 printer.write(decoder.feed(token))
         except StopIteration as end:
             watch.end(end.value)
+            if recording:
+                recording.end(end.value)
         finally:
             printer.write(decoder.flush())
             printer.close()

@@ -2,6 +2,8 @@
 
 One question from the command line and a conversation on a terminal are the same here. Whatever ends
 an answer, Ctrl-C or a mistake, what was said and computed so far is kept.
+
+Chapter 00.
 """
 
 import sys
@@ -30,13 +32,14 @@ class Dialogue:
     """Put questions to an agent and show what it does.
 
     `session` is the file to keep it in; `announce(n_tokens)` is called before the first prompt is
-    read.
+    read; a `recording` is told what happens.
     """
 
-    def __init__(self, agent, hide_thinking=False, stats=False, session=None, announce=None):
+    def __init__(self, agent, hide_thinking=False, stats=False, session=None, announce=None,
+                 recording=None):
         self.agent = agent
         self.hide_thinking, self.stats, self.announce = hide_thinking, stats, announce
-        self.session, self.transcript = session, None
+        self.session, self.transcript, self.recording = session, None, recording
         self.watch = None
         self._is_kept = True
 
@@ -69,12 +72,19 @@ class Dialogue:
             self.watch.read(done)
             update(done)
 
-        self.agent.settings.update(on_prefill=on_prefill, on_token=self.watch.wrote)
+        def on_token(token):
+            self.watch.wrote(token)
+            if self.recording:
+                self.recording.wrote(token)
+
+        self.agent.settings.update(on_prefill=on_prefill, on_token=on_token)
         for event in run:
             if isinstance(event, Prompt):
                 if self.announce:
                     self.announce(event.n_tokens)
                     self.announce = None
+                if self.recording:
+                    self.recording.begin(event.n_tokens)
                 self.watch.begin(event.n_cached)
                 bar.close()
                 update = bar.enter_context(progress(
@@ -82,6 +92,8 @@ class Dialogue:
                     note=streamed(self.agent.model)))
             elif isinstance(event, Done):
                 self.watch.end(event.finish_reason)
+                if self.recording:
+                    self.recording.end(event.finish_reason)
                 self._follow()
             elif isinstance(event, Hidden):
                 note(f"the context is full: the first {event.n} of {event.n_results} tool results "

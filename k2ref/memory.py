@@ -2,6 +2,8 @@
 
 How much memory may be used (the machine's, or a container's share of it), how much is used apart
 from the checkpoint, and what the disk has delivered. Each returns None where nobody counts.
+
+Chapter 15.
 """
 
 import os
@@ -24,6 +26,15 @@ def available(proc=Path("/proc"), cgroups=Path("/sys/fs/cgroup")):
     """
     limits = (_free(proc), *_container_limits(proc, cgroups))
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def size(n_bytes):
+    """Write an amount of bytes as a person reads it."""
+    for unit in ("bytes", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
 
 
 def _free(proc):

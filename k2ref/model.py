@@ -2,6 +2,8 @@
 
 `load` binds every weight of a checkpoint once, as views into its memory map, and `forward` is
 everything between token ids and logits. There is no batch axis: one sequence of T tokens.
+
+Chapter 11.
 """
 
 import json
@@ -52,6 +54,7 @@ class Model:
     generation_defaults: dict = field(default_factory=dict)  # generation_config.json
     files: list = field(default_factory=list)  # pages.File of each shard
     stream: Stream | None = None  # None: the files are mapped, and the system does what it likes
+    trace: object = None  # a trace.Trace that records every pass; `dataclasses.replace` sets it
 
     @property
     def chunk(self):
@@ -162,10 +165,15 @@ def block(x, layer, cache, i, cos, sin, config, threads=None, trace=None, stream
     h = ops.rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     x = x + attn.attention(h, layer.attention, cache, i, cos, sin, config, threads, trace)
     h = ops.rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps)
+    if trace is not None:
+        trace.record_all(f"layers.{i}.", mid=x, h=h)
     if isinstance(layer.mlp, experts.Moe):
-        x = x + experts.moe(h, layer.mlp, i, config, threads, trace, stream)
+        y = experts.moe(h, layer.mlp, i, config, threads, trace, stream)
     else:
-        x = x + experts.mlp(h, layer.mlp, threads)
+        y = experts.mlp(h, layer.mlp, threads)
+        if trace is not None:
+            trace.record(f"layers.{i}.mlp.out", y)
+    x = x + y
     if trace is not None:
         trace.record(f"layers.{i}.out", x)
     return x
@@ -178,7 +186,8 @@ def forward(model, ids, cache=None, trace=None, last_only=False):
 
     float32. The cache, if given, is extended by the T tokens, or left as it was if anything fails.
     `last_only` gives the last row alone, (1, W). The bits of a row do not depend on how the tokens
-    were cut into calls, on the cache, or on the number of threads.
+    were cut into calls, on the cache, or on the number of threads. A `trace`, by default the
+    model's, records the intermediates (trace.py), and none of a pass that fails.
     Raises: ValueError for ids that are not in the vocabulary or do not fit the context.
     """
     ids = _check_ids(ids, model.config)
@@ -187,7 +196,9 @@ def forward(model, ids, cache=None, trace=None, last_only=False):
     if cache.length + len(ids) > limit:
         raise ValueError(f"the context of {limit} tokens is too short for {len(ids)} tokens after "
                          f"the {cache.length} in the cache; shorten the prompt")
-    before = cache.length
+    before, trace = cache.length, model.trace if trace is None else trace
+    if trace is not None:
+        trace.begin(ids, before)
     try:
         with model.stream.forward_pass(len(ids)) if model.stream else nullcontext():
             logits = _logits(model, ids, cache, trace, last_only)
@@ -196,6 +207,8 @@ def forward(model, ids, cache=None, trace=None, last_only=False):
         for file in model.files:  # weights that changed meanwhile make no logits
             file.check()
     except BaseException:
+        if trace is not None:
+            trace.rewind()
         cache.truncate(before)
         raise
     return logits
@@ -204,13 +217,14 @@ def forward(model, ids, cache=None, trace=None, last_only=False):
 def _logits(model, ids, cache, trace, last_only):
     """Send the ids through the model, a chunk at a time: (T,) -> (T, W)."""
     rows, chunk = [], model.chunk
+    every = not last_only or (trace is not None and trace.wants("norm", "logits"))
     for start in range(0, len(ids), chunk):
         last = start + chunk >= len(ids)
         x = _layers(model, ids[start:start + chunk], cache, trace)
-        if last_only:
-            rows = [x[-1:]] if last else []
-        else:
+        if every:
             rows.append(x)
+        else:
+            rows = [x[-1:]] if last else []
     if not rows:
         return np.empty((0, model.config.vocab_size), np.float32)
     x = ops.rms_norm(np.concatenate(rows), model.norm, model.config.rms_norm_eps)
@@ -218,7 +232,7 @@ def _logits(model, ids, cache, trace, last_only):
     logits = linear(x, model.lm_head, model.threads)
     if trace is not None:
         trace.record_all("", norm=x, logits=logits)
-    return logits
+    return logits[-1:] if last_only else logits
 
 
 def _layers(model, ids, cache, trace):

@@ -2,6 +2,8 @@
 
 A mistake is one sentence. Groups are what a reader of `--help` looks for: what is asked, how the
 answer is chosen, how it runs, and what can be looked at without asking anything.
+
+Chapter 00.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from k2ref.attention import CACHE_DTYPES
 from k2ref.demonstration import DEMONSTRATION
 from k2ref.sampling import Settings
 from k2ref.tools import TIMEOUT_S
+from k2ref.trace import require_file
 
 HELP = """\
 examples:
@@ -19,6 +22,7 @@ examples:
   python -m k2ref                                    (on a terminal: a conversation)
   python -m k2ref --tools calculator --session sums.k2ref "What is 4821 * 377?"
   python -m k2ref --model /data/Kimi-K2-Thinking --stats "Why is the sky blue?"
+  python -m k2ref --trace sum.npz --show sum.html "What is 37+58?"
   python -m k2ref --plan --model /data/Kimi-K2-Thinking --memory 256
   echo "Tell me a story" | python -m k2ref --hide-thinking > story.txt
 
@@ -101,6 +105,14 @@ def parser():
     group.add_argument("--hide-thinking", action="store_true", help="show the answer only")
     group.add_argument("--stats", action="store_true",
                        help="report speed, weights read and memory on standard error")
+    group = parser.add_argument_group("what is kept of the work")
+    group.add_argument("--trace", metavar="FILE.npz", help="record what each stage computes for "
+                       "each token of prompt and reply")
+    group.add_argument("--trace-only", metavar="PATTERN", action="append", default=[],
+                       help="record only stages of such names, 'layers.3.*' for one layer; may be "
+                       "given again")
+    group.add_argument("--show", metavar="FILE.html", help="write a page that shows the run: "
+                       "tokens, probabilities, experts, attention")
     group = parser.add_argument_group("instead of an answer")
     group.add_argument("--plan", action="store_true",
                        help="measure this machine and say how fast it will run the model")
@@ -118,6 +130,25 @@ def settings(args):
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)
     return given
+
+
+def check_recording(args, prompt):
+    """Refuse what cannot be recorded, before a long load.
+
+    Raises: UsageError; OSError for a file that cannot be written
+    """
+    if args.trace_only and args.trace is None:
+        raise UsageError("--trace-only chooses what --trace records; give --trace FILE.npz, too")
+    if args.trace is None and args.show is None:
+        return
+    if prompt is None or args.session:
+        raise UsageError("--trace and --show record one question from its first token on, so they "
+                         "need a prompt and do not go with --session")
+    if args.trace == args.show:
+        raise UsageError("--trace and --show need two files")
+    for file in (args.trace, args.show):
+        if file is not None:
+            require_file(file)
 
 
 def check_text(what, text):

@@ -3,6 +3,8 @@
 On a terminal the thinking is dim, then a blank line, then the answer. Where nothing can be dim (a
 pipe, a file, NO_COLOR, a dumb terminal) the thinking stands between the lines `<think>` and
 `</think>`, so that a person and a program can tell it from the answer.
+
+Chapter 00.
 """
 
 import os
@@ -12,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+from k2ref import memory
 from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Thinking, ToolResult
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -213,7 +216,7 @@ class Stopwatch:
             f"prompt   {self.n_read} tokens, {_rate(self.n_read, self.read_s)}{cached}",
             f"reply    {self.n_written} tokens, {_rate(self.n_steps, self.write_s)}, "
             f"ended by {self.reason}",
-            f"weights  {_size(model.bytes_per_token())} read for each token of the reply",
+            f"weights  {memory.size(model.bytes_per_token())} read for each token of the reply",
             f"memory   {_peak_memory()} at most, with the parts of the checkpoint in memory",
         ]
         if len(self.replies_s) > 1:
@@ -229,18 +232,10 @@ def _rate(n, time_s):
     return f"{n / time_s:.1f} tokens/s" if n > 0 and time_s > 0 else "too few to time"
 
 
-def _size(n_bytes):
-    for unit in ("bytes", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"
-
-
 def _peak_memory():
     try:
         import resource
     except ImportError:  # Windows
         return "unknown"
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return _size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return memory.size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
