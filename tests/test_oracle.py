@@ -9,6 +9,7 @@ import pytest
 for package in ("torch", "transformers", "compressed_tensors"):
     pytest.importorskip(package, reason="pip install -e '.[oracle]'")
 
+import compare_transformers  # noqa: E402
 import torch  # noqa: E402
 from checkpoints import LAYOUTS, tiny_config, write_checkpoint  # noqa: E402
 from compressed_tensors.compressors.pack_quantized import helpers  # noqa: E402
@@ -21,7 +22,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as upstream  # 
 
 import k2ref  # noqa: E402
 from k2ref import moe, quant, rope  # noqa: E402
-from k2ref.trace import Trace  # noqa: E402
+from k2ref.trace import Trace, stages  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 U = 2.0**-24  # the unit roundoff of float32
@@ -43,10 +44,15 @@ def compare(directory, ids):
     n = first_close_decision(m, router_logits)
     names = ["embed", *(f"layers.{i}.out" for i in range(len(m.layers) - 1)), "norm"]
     for name, values in zip(names, hidden, strict=True):
-        error = np.abs(trace.arrays[name] - values)[:n].max(initial=0)
-        assert error <= TOLERANCE, f"{name}: {error}"
-    assert np.abs(logits - expected)[:n].max(initial=0) <= TOLERANCE
+        assert error(trace.arrays[name][:n], values[:n]) <= TOLERANCE, name
+    assert error(logits[:n], expected[:n]) <= TOLERANCE
     return n
+
+
+def error(found, expected):
+    """Return the largest difference, in units of the largest value where that is above 1."""
+    size = max(1, np.abs(expected).max(initial=0))
+    return np.abs(found - expected).max(initial=0) / size
 
 
 def first_close_decision(m, router_logits):
@@ -122,7 +128,7 @@ def compare_without_choices(directory, ids):
     """Compare where no router chooses: every token is used by all experts, or there are none."""
     expected, _, _ = run(reference_model(directory), ids)
     logits = k2ref.forward(k2ref.load(directory, threads=1), ids)
-    return np.abs(logits - expected).max() <= TOLERANCE
+    return error(logits, expected) <= TOLERANCE
 
 
 def test_the_embedded_model_matches_transformers(path):
@@ -263,3 +269,18 @@ def test_the_goldens_know_their_oracle():
         np.testing.assert_allclose(logits[rows], reference["logits"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(hidden[:, rows], reference["hidden"], rtol=0, atol=1e-5)
     assert {"torch", "transformers", "compressed-tensors"} <= versions.keys()
+
+
+@pytest.mark.parametrize("name", ["thinking", "k25", "instruct_fp8", "moonlight", "deepseek"])
+def test_compare_transformers_finds_no_difference_in_any_layout(capsys, name):
+    directory = Path(__file__).parent / "data" / "golden" / name
+    with np.load(directory / "reference.npz") as reference:
+        ids = reference["ids"].tolist()
+    status = compare_transformers.main([str(directory), "--ids", str(ids)[1:-1], "--stages"])
+    lines = capsys.readouterr().out.splitlines()
+    expected = list(stages(k2ref.Config.from_dir(directory)))
+    assert status == 0 and lines[-1].endswith(f"in {len(expected)} arrays")
+    table = [line for line in lines if line.endswith("same bits") or "  ok  " in line]
+    assert [line.split()[0] for line in table] == expected  # transformers gives every one
+    routers = [line for line in lines if f"0 of {len(ids)} tokens routed otherwise" in line]
+    assert len(routers) == sum(name.endswith(".moe.chosen") for name in expected)
