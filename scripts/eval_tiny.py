@@ -1,127 +1,249 @@
-"""Measure the embedded model through k2ref itself: load, render, generate, parse, compare.
+"""Measure the embedded model through k2ref itself: render, generate, parse, answer its calls.
 
-    python scripts/eval_tiny.py                 # the table, greedy
-    python scripts/eval_tiny.py --temperature 1 # the same questions, sampled
-    python scripts/eval_tiny.py --card k2ref/tiny/README.md  # both, and the hashes, into the card
+    python scripts/eval_tiny.py                          # the table, greedy and at temperature 1
+    python scripts/eval_tiny.py --only trail story -n 20 # some rows, fewer cases
+    python scripts/eval_tiny.py --card k2ref/tiny/README.md
 
-No case occurs in the lessons: sums are of held-out pairs, and `train_tiny.py` prints the proof; the
-questions about other things are written down here and in no list of `tiny_data.py`.
+Every case comes from the held-out side of the split (tiny_words.py): no lesson has its phrasing,
+its names, its made-up words or its numbers. A case is right only if every call and the answer are.
 """
 
 import argparse
 import hashlib
+import json
 import random
 import re
 import sys
+import time
 from pathlib import Path
 
+import tiny_compare
 import tiny_data
+import tiny_facts
+import tiny_lookups
+import tiny_stories
+import tiny_sums
+import tiny_talk
 
 import k2ref
+from k2ref import history
+from k2ref.conversation import Context, prompt_ids
 
-# The answer is right if it is one of these: declining a near-sum for either reason is honest.
-DECLINE = {tiny_data.OTHER}
-ABOUT = {tiny_data.HELLO[1], tiny_data.SELF[1]}
-
-OTHER_QUESTIONS = """
-What is the capital of Portugal? | Why do cats purr? | Tell me something interesting about Saturn.
-Write a haiku about autumn leaves | Who painted the Mona Lisa? | How tall is Mount Everest?
-Translate 'good morning' into Spanish | Explain recursion to a five year old.
-Can you recommend a good novel? | I feel sad today | What's the weather like in Oslo?
-Give me three ideas for dinner. | Fix this bug: for i in range(10) print(i) | Is water wet?
-SELECT name FROM users WHERE id = 7; | How many legs does a spider have? | asdf qwerty zxcv
-What time is it? | The quick brown fox jumps over the lazy dog. | Summarize War and Peace
-What is 9 times 8? | 81 - 27 = | 144 / 12 | What is 15 minus 6? | 7*6 | 2^10 | What is 5% of 300?
-In 1969 people walked on the moon | My phone has 128 GB of storage, is that enough?
-Sort these: 5, 3, 9, 1 | Is 97 a prime number? | What is the square root of 81?
-3 + 4 + 5 | What is 12+30+7? | 12.5 + 3 | -4 + 9 | 123456 + 7 | What is 70000 plus 80000?
-""".strip().replace("\n", " | ").split(" | ")
-ABOUT_QUESTIONS = """
-hello hello | Hi Kimi, nice to see you | Hello my friend! | Good morning to you | Hello from Oslo
-Tell me who you are. | What kind of model are you? | So what are you exactly? | Say, who are you?
-What can you do for me? | Hello, who are you? | Do you have a name, Kimi?
-""".strip().replace("\n", " | ").split(" | ")
+N_TRAILS = 10
+KEPT = 3  # turns that the client keeps of a trail
 
 
-def ask(question, system=None):
-    """Wrap a question as messages."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": question}]
+class Player:
+    """Let the model answer, and answer its calls as the exchange says; keep count."""
+
+    def __init__(self, model, temperature, show=0):
+        self.model, self.temperature, self.show = model, temperature, show
+        self.seed = self.n_calls = self.n_ids = 0
+
+    def reply(self, context, messages, tools):
+        """Generate one reply to a conversation and parse it."""
+        self.seed += 1
+        ids = prompt_ids(self.model, messages, tools or None)
+        room = {"max_new_tokens": 400, "temperature": self.temperature, "seed": self.seed}
+        return k2ref.parse(self.model.tokenizer, list(context.generate(ids, **room)))
+
+    def play(self, exchange, messages=(), keep=None):
+        """Return (calls right before the first wrong one, whether the answer is right, it)."""
+        messages = [*messages, {"role": "user", "content": exchange.question}]
+        context = Context(self.model)
+        for n, call in enumerate(exchange.calls):
+            view = shown(messages, keep)
+            reply = self.reply(context, view, exchange.tools)
+            if not same_call(reply, call):
+                return n, False, str(reply.tool_calls or reply.content)
+            count = sum(len(message.get("tool_calls", ())) for message in view)
+            self.n_calls += 1
+            self.n_ids += reply.tool_calls[0].id == f"functions.{call[1]}:{count}"
+            messages += [
+                history.message_of(reply),
+                {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "name": call[1],
+                 "content": call[3]}]
+        reply = self.reply(context, shown(messages, keep), exchange.tools)
+        text = reply.content if not reply.tool_calls else str(reply.tool_calls)
+        return len(exchange.calls), text == exchange.content, text
 
 
-def sums(name, n, phrasings=tiny_data.PHRASINGS, n_digits=None, systems=(None,)):
-    """Draw n different held-out sums: a list of (messages, accepted answers)."""
-    rng, seen = random.Random(name), set()
-    while len(seen) < n:
-        seen.add(tiny_data.pair(rng, held_out=True, n_digits=n_digits))
-    return [(ask(rng.choice(phrasings).format(a=a, b=b), rng.choice(systems)),
-             {f"{a} + {b} = {a + b}"}) for a, b in sorted(seen)]
+def shown(messages, keep):
+    """Return what the model is shown: all turns or the last ones, ids counted from its first."""
+    return history.rename_calls(history.keep_turns(messages, keep) if keep else messages)
 
 
-def long_carries():
-    """List held-out sums whose carry runs through every column, as 9999 + 1 does."""
-    pairs = [(10**n - k, m) for n in (2, 3, 4) for k in range(1, 10) for m in range(k, 100, 9)]
-    return [(ask(f"{a}+{b}="), {f"{a} + {b} = {a + b}"}) for a, b in pairs
-            if tiny_data.is_held_out(a, b)]
+def same_call(reply, call):
+    """Say whether the reply is this call and no other; + and * may be turned round."""
+    if len(reply.tool_calls) != 1 or reply.tool_calls[0].name != call[1]:
+        return False
+    try:
+        found, wanted = json.loads(reply.tool_calls[0].arguments), json.loads(call[2])
+    except ValueError:
+        return False
+    if found == wanted:
+        return True
+    key, text = next(iter(wanted.items()))
+    a, op, b = (*text.split(" "), "", "")[:3]
+    return op in "+*" and found == {key: f"{b} {op} {a}"}
 
 
-def cases(scale=1):
-    """Return the table's rows: name -> list of (messages, accepted answers)."""
-    one_digit = [(a, b) for a in range(10) for b in range(10) if tiny_data.is_held_out(a, b)]
-    systems = [*tiny_data.SYSTEMS, "You are a cheerful robot on Mars.",
-               "Always answer politely and never mention the weather.", "Reply in French."]
-    return {
-        "held-out sums, 1 digit (all there are)": [
-            (ask(f"{a}+{b}="), {f"{a} + {b} = {a + b}"}) for a, b in one_digit],
-        "held-out sums, 2 digits": sums("2", 200 * scale, n_digits=2),
-        "held-out sums, 3 digits": sums("3", 200 * scale, n_digits=3),
-        "held-out sums, 4 digits": sums("4", 300 * scale, n_digits=4),
-        "held-out sums, a carry through every column": long_carries(),
-        "phrasings never trained, held-out sums": sums(
-            "phrasings", 100 * scale, tiny_data.HELD_OUT_PHRASINGS),
-        "held-out sums, another system prompt": sums("systems", 100 * scale, systems=systems),
-        "greetings and questions about itself": [(ask(q), ABOUT) for q in ABOUT_QUESTIONS],
-        "anything else: says what it can do": [(ask(q), DECLINE) for q in OTHER_QUESTIONS],
-    }
+def right_story(exchange, text):
+    """Say whether a story is one of the grammar's, about this subject, from beginning to end."""
+    x = re.escape(dict(exchange.held)["hero"])
+
+    def one(words):
+        return "(?:" + "|".join(map(re.escape, words)) + ")"
+
+    traits, places = one(tiny_stories.TRAITS), one(tiny_stories.PLACES)
+    sentences = [
+        f"(?:Once upon a time there was|Long ago there was|There once was) an? {traits} {x}",
+        f"(?:The {x} lived {places}|It lived {places} and was often {traits})",
+        f"One (?:day|morning|evening|night) the {x} {one(tiny_stories.EVENTS)}",
+        f"The {x} {one(tiny_stories.TRIES)}",
+        one(tiny_stories.TURNS),
+        f"(?:In the end|From then on|At last|And so) the {x} {one(tiny_stories.ENDS)}",
+    ]
+    pattern = r"{}\. {}\. {}\. (?:{}\. )?{}\. {}\.".format(*sentences)
+    return re.fullmatch(pattern, text) is not None
 
 
-def answer(model, messages, **settings):
-    """Return the reply's thinking and content."""
-    prompt = k2ref.render(model.tokenizer, messages)
-    ids = list(k2ref.generate(model, prompt, max_new_tokens=400, **settings))
-    reply = k2ref.parse(model.tokenizer, ids)
-    return reply.thinking, reply.content
+def after(rng, first, held_out=True):
+    """Draw a follow-up of an exchange of this intent: (exchange, the messages before it)."""
+    while True:
+        before = first(rng)
+        exchange = tiny_data.follow_up(rng, before, held_out)
+        if exchange is not None:
+            return exchange, tiny_data.conversation([before])
 
 
-def measure(model, temperature, scale, show):
-    """Yield the table's rows: name, right answers, questions; show progress and mistakes."""
-    for name, row in cases(scale).items():
-        right, shown = 0, 0
-        for at, (messages, accepted) in enumerate(row):
-            thinking, content = answer(model, messages, temperature=temperature, seed=at)
-            right += content in accepted
-            if content not in accepted and shown < show:
-                shown += 1
-                print(f"  wrong: {messages[-1]['content']!r} -> {thinking!r} {content!r}",
-                      file=sys.stderr)
-        print(f"{name}: {right}/{len(row)}", file=sys.stderr, flush=True)
-        yield name, right, len(row)
+def short_columns(rng, held_out):
+    """Draw an addition of up to three digits."""
+    return tiny_sums.columns(rng, held_out, rng.choice([1, 2, 3, 3]))
 
 
-def table(model, temperatures, scale, show):
-    """Return the table as Markdown, one column per temperature, and the share of exact sums."""
-    columns = [list(measure(model, temperature, scale, show)) for temperature in temperatures]
-    how = [f"temperature {t:g}" if t else "greedy" for t in temperatures]
-    lines = ["| | of | " + " | ".join(how) + " |", "|---|---|" + "---|" * len(how)]
+def capital(rng, held_out):
+    """Draw a question for a capital."""
+    return tiny_facts.fact(rng, held_out, "capital")
+
+
+SIMPLE = {  # row: (what draws a case, what must be right, the target in per cent or None)
+    "one-step sums through the calculator: right call": (tiny_sums.one_step, "calls", 99),
+    "one-step sums through the calculator: right answer": (tiny_sums.one_step, "all", 98),
+    "word problems": (tiny_sums.word_problem, "all", 95),
+    "two- and three-step chains": (tiny_sums.chain, "all", 97),
+    "column addition up to 3 digits, no tools": (short_columns, "all", 97),
+    "capitals, unseen phrasing": (capital, "all", 97),
+    "all facts, unseen phrasing": (tiny_facts.fact, "all", 97),
+    "lookups of unseen names: right query": (tiny_lookups.attribute, "calls", 95),
+    "lookups of unseen names: right answer": (tiny_lookups.attribute, "all", 95),
+    "lookup, lookup, add": (tiny_lookups.lookups_and_sum, "all", 93),
+    "out of scope: says so, names the topic": (tiny_talk.unknown, "all", 90),
+    "follow-up: another fact": (lambda r, h: after(r, tiny_facts.fact, h), "all", 90),
+    "follow-up: now times 3": (lambda r, h: after(r, tiny_sums.one_step, h), "all", 90),
+    "follow-up: another lookup": (lambda r, h: after(r, tiny_lookups.attribute, h), "all", 90),
+    "compare two numbers": (tiny_compare.compare, "all", None),
+    "needs a calculator and has none": (tiny_sums.no_calculator, "all", None),
+    "look up an unseen name": (tiny_lookups.look, "all", None),
+    "a tool fails": (tiny_lookups.error, "all", None),
+    "none of its tools fits": (tiny_lookups.unfit, "all", None),
+    "greetings, thanks, goodbye": (tiny_talk.greeting, "all", None),
+    "who it is, what it can do": (tiny_talk.about, "all", None),
+    "repeat unseen words": (tiny_talk.repeat, "all", None),
+}
+
+
+def cases(name, n):
+    """Draw the cases of a row of `SIMPLE`: (exchange, the messages before it)."""
+    rng, draw = random.Random(f"evaluation of {name.split(':')[0]}"), SIMPLE[name][0]
+    drawn = [draw(rng, True) for _ in range(n)]
+    return [one if isinstance(one, tuple) else (one, ()) for one in drawn]
+
+
+def questions(n=200):
+    """Collect the questions of all rows, for the proof that no lesson asks one of them."""
+    return {exchange.question for name in SIMPLE for exchange, _ in cases(name, n)}
+
+
+def simple(player, name, n):
+    """Measure a row of `SIMPLE`: (right, of, failures)."""
+    what, right, wrong = SIMPLE[name][1], 0, []
+    for exchange, before in cases(name, n):
+        n_calls, is_right, text = player.play(exchange, before)
+        ok = n_calls == len(exchange.calls) and (is_right or what == "calls")
+        right += ok
+        wrong += [] if ok else [(exchange.question, text)]
+    return right, n, wrong
+
+
+def stories(player, n):
+    """Measure stories about held-out subjects."""
+    rng, right, wrong = random.Random("stories"), 0, []
+    for _ in range(n):
+        exchange = tiny_stories.story(rng, True)
+        _, _, text = player.play(exchange)
+        ok = right_story(exchange, text)
+        right += ok
+        wrong += [] if ok else [(exchange.question, text)]
+    return right, n, wrong
+
+
+def trails(player, n_pages, styles, keep, n_runs, enough=None):
+    """Measure trails of held-out pages: (runs with enough right calls, runs, how far each got)."""
+    rng, right, reached = random.Random(f"trails {n_pages} {styles}"), 0, []
+    for run in range(n_runs):
+        exchange = tiny_lookups.trail(rng, True, n_pages, styles[run % len(styles)])
+        n_calls, is_right, text = player.play(exchange, keep=keep)
+        done = n_calls >= enough if enough else n_calls == n_pages and is_right
+        right += done
+        reached.append(("page " + exchange.question, f"{n_calls} right, then {text}"))
+    return right, n_runs, reached
+
+
+TRAILS = {
+    "trail of 300 numbered pages, 3 turns kept": (300, ("number",), KEPT, None),
+    "trail of 110 numbered pages, full history, 100 calls": (110, ("number",), None, 100),
+    "trail of 30 pages named by words or codes, 3 turns kept": (30, ("word", "code"), KEPT, None),
+    "trail of 30 pages named by words or codes, full history": (30, ("word", "code"), None, None),
+}
+
+
+def measure(model, temperature, n, show, only, n_runs=N_TRAILS):
+    """Yield rows: (name, right, of, target in per cent); say on stderr what was wrong."""
+    player = Player(model, temperature)
+
+    def told(name, target, found):
+        right, of, wrong = found
+        print(f"{name}: {right}/{of}", file=sys.stderr, flush=True)
+        for question, text in wrong[:show]:
+            print(f"    {question!r} -> {text!r:.300}", file=sys.stderr)
+        return name, right, of, target
+
+    def wanted(name):
+        return not only or any(word in name for word in only)
+
+    for name in filter(wanted, SIMPLE):
+        yield told(name, SIMPLE[name][2], simple(player, name, n))
+    if wanted("story about an unseen subject"):
+        yield told("story about an unseen subject", 98, stories(player, n // 2))
+    for name in filter(wanted, TRAILS):
+        target = 100 if TRAILS[name][0] == 300 else 90
+        yield told(name, target, trails(player, *TRAILS[name][:3], n_runs, TRAILS[name][3]))
+    yield told("ids functions.NAME:IDX of all calls above", 100,
+               (player.n_ids, player.n_calls, []))
+
+
+def table(model, temperatures, n, show, only, n_runs):
+    """Return the table as Markdown."""
+    columns = [list(measure(model, t, n, show, only, n_runs)) for t in temperatures]
+    lines = ["| | target | " + " | ".join(f"temperature {t:g}" if t else "greedy"
+                                           for t in temperatures) + " |",
+             "|---|---|" + "---|" * len(columns)]
     for row in zip(*columns, strict=True):
-        name, _, n = row[0]
-        lines.append(f"| {name} | {n} | " + " | ".join(str(right) for _, right, _ in row) + " |")
-    sums_of = [[row for row in column if row[0].startswith("held-out")] for column in columns]
-    totals = [(sum(r for _, r, _ in rows), sum(n for _, _, n in rows)) for rows in sums_of]
-    shares = [right / n for right, n in totals]
-    lines.append(f"| **all rows of held-out sums in trained phrasings** | {totals[0][1]} | "
-                 + " | ".join(f"{r} ({100 * r / n:.2f} %)" for r, n in totals) + " |")
-    return "\n".join(lines), min(shares)
+        name, _, _, target = row[0]
+        cells = [f"{right} of {of}" for _, right, of, _ in row]
+        lines.append(f"| {name} | {f'{target} %' if target else ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def hashes(directory):
@@ -137,27 +259,30 @@ def write_between(path, mark, text):
     """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in the file."""
     pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
     before = path.read_text(encoding="utf-8")
-    after = re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", before, flags=re.DOTALL)
-    path.write_text(after, encoding="utf-8")
+    replaced = re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", before, flags=re.DOTALL)
+    path.write_text(replaced, encoding="utf-8")
 
 
 def main(argv=None):
     """Print the table as Markdown; with --card, write it into the card."""
     parser = argparse.ArgumentParser(description="Measure the embedded model through k2ref.")
     parser.add_argument("--model", help="a checkpoint (default: the embedded one)")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--scale", type=int, default=1, help="times as many sums")
-    parser.add_argument("--show", type=int, default=3, help="wrong answers to print a row")
+    parser.add_argument("--temperature", type=float, action="append", help="default: 0 and 1")
+    parser.add_argument("-n", type=int, default=100, help="cases of a row")
+    parser.add_argument("--runs", type=int, default=N_TRAILS, help="trails of a row")
+    parser.add_argument("--show", type=int, default=3, help="failures to print of a row")
+    parser.add_argument("--only", nargs="+", help="only rows whose name has one of these words")
     parser.add_argument("--card", type=Path, help="write table and hashes into this card")
     args = parser.parse_args(argv)
+    start = time.perf_counter()
     model = k2ref.load(args.model, threads=1)  # matrices this small are not worth sharing out
-    temperatures = [0.0, 1.0] if args.card else [args.temperature]
-    text, share = table(model, temperatures, args.scale, args.show)
+    text = table(model, args.temperature or [0.0, 1.0], args.n, args.show, args.only, args.runs)
     print(text)
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     if args.card:
         write_between(args.card, "table", text)
         write_between(args.card, "sha256", hashes(args.card.parent))
-    return 0 if share >= 0.99 else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The architecture of K2 in PyTorch, for training: one function from weights and ids to logits.
+"""The weights of the embedded model: their names and shapes, their first values, their rounding.
 
 Weights are a dict under the checkpoint's own names, in float32; the routed experts of a layer are
 stacked into one tensor each. `deployed` rounds them as the checkpoint will hold them (INT4 experts,
@@ -7,9 +7,8 @@ Everything k2ref already knows (sizes, YaRN) comes from k2ref itself.
 """
 
 import torch
-import torch.nn.functional as F
 
-from k2ref import quant, rope
+from k2ref import quant
 
 EXPERT_PARTS = ("gate_proj", "up_proj", "down_proj")
 ROUTER_BIAS = "mlp.gate.e_score_correction_bias"
@@ -95,90 +94,3 @@ def deployed(weights):
         rounded = int4(w.detach()) if is_expert(name) else w.detach().bfloat16().float()
         out[name] = w + (rounded - w.detach()) if w.requires_grad else rounded
     return out
-
-
-def rms_norm(x, weight, eps):
-    """Divide by the root mean square of the last axis and scale."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def rotate(x, cos, sin):
-    """Rotate the interleaved pairs (x[2j], x[2j+1]) of the last axis by their angles.
-
-    (B, T, H, R), (T, 1, R/2), (T, 1, R/2) -> (B, T, H, R)
-    """
-    a, b = x[..., 0::2], x[..., 1::2]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def attention(w, layer, config, h, cos, sin):
-    """Attend causally with expanded keys and values: MLA as the paper writes it.
-
-    (B, T, D) -> (B, T, D)
-    """
-    B, T, _ = h.shape
-    H, N, R = config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim
-    eps = config.latent_norm_eps
-
-    def at(name):
-        return w[f"{layer}.self_attn.{name}.weight"]
-
-    q = F.linear(rms_norm(F.linear(h, at("q_a_proj")), at("q_a_layernorm"), eps), at("q_b_proj"))
-    q_nope, q_rope = q.view(B, T, H, N + R).split([N, R], -1)
-    c_kv, k_rope = F.linear(h, at("kv_a_proj_with_mqa")).split([config.kv_lora_rank, R], -1)
-    kv = F.linear(rms_norm(c_kv, at("kv_a_layernorm"), eps), at("kv_b_proj"))
-    k_nope, v = kv.view(B, T, H, -1).split([N, config.v_head_dim], -1)
-    k_rope = rotate(k_rope[:, :, None], cos, sin).expand(-1, -1, H, -1)
-    q = torch.cat([q_nope, rotate(q_rope, cos, sin)], -1).transpose(1, 2)
-    k = torch.cat([k_nope, k_rope], -1).transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True,
-                                         scale=config.softmax_scale)
-    return F.linear(out.transpose(1, 2).flatten(2), at("o_proj"))
-
-
-def mlp(w, prefix, h):
-    """Apply a gated MLP: down(silu(gate(h)) * up(h))."""
-    gate, up, down = (w[f"{prefix}.{part}.weight"] for part in EXPERT_PARTS)
-    return F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down)
-
-
-def mixture(w, layer, config, h):
-    """Mix the chosen experts; every expert is computed, since that is fastest at this size.
-
-    (B, T, D) -> (B, T, D), (E,)
-
-    Also returns how many tokens chose each expert, for the balance.
-    """
-    E, K = config.n_routed_experts, config.num_experts_per_tok
-    scores = torch.sigmoid(F.linear(h, w[f"{layer}.mlp.gate.weight"]))
-    chosen = (scores + w[f"{layer}.{ROUTER_BIAS}"]).topk(K, -1).indices
-    mask = torch.zeros_like(scores).scatter(-1, chosen, 1)
-    mix = scores * mask  # the bias chooses, it does not weigh
-    mix = mix / (mix.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor
-    gate, up, down = (w[f"{layer}.mlp.experts.{part}"] for part in EXPERT_PARTS)
-    hidden = F.silu(F.linear(h, gate.flatten(0, 1))) * F.linear(h, up.flatten(0, 1))
-    hidden = hidden.unflatten(-1, (E, -1)) * mix[..., None]
-    routed = F.linear(hidden.flatten(-2), down.transpose(0, 1).flatten(1))
-    return routed + mlp(w, f"{layer}.mlp.shared_experts", h), mask.flatten(0, -2).sum(0)
-
-
-def forward(w, config, ids):
-    """Compute logits and, by layer, how many tokens chose each expert.
-
-    (B, T) -> (B, T, W), {layer: (E,)}
-    """
-    cos, sin = (torch.from_numpy(table)[:, None] for table in
-                rope.cos_sin(config, range(ids.shape[1])))
-    eps, loads = config.rms_norm_eps, {}
-    x = F.embedding(ids, w["model.embed_tokens.weight"])
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        h = rms_norm(x, w[f"{layer}.input_layernorm.weight"], eps)
-        x = x + attention(w, layer, config, h, cos, sin)
-        h = rms_norm(x, w[f"{layer}.post_attention_layernorm.weight"], eps)
-        if config.is_moe_layer(i):
-            routed, loads[layer] = mixture(w, layer, config, h)
-            x = x + routed
-        else:
-            x = x + mlp(w, f"{layer}.mlp", h)
-    return F.linear(rms_norm(x, w["model.norm.weight"], eps), w["lm_head.weight"]), loads

@@ -5,6 +5,9 @@ rows of one length. Products of matrices take BF16 inputs, for speed; the residu
 the routing stay in float32. Weights and rounding are those of `tiny_model`.
 """
 
+import os
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # before torch is loaded
 import tiny_model
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,15 @@ from k2ref import rope
 
 LOW = torch.bfloat16
 SHORT = 1500
+# For each new shape the library makes a kernel, which takes longer than to run it. So shapes stay
+# few (8,600 tokens/s instead of 4,300): what is counted is filled up to a multiple of these, the
+# tokens of a step, those of an expert, the rows of logits, the length of a row.
+MANY, FEW, BLOCK, LENGTH = 1024, 128, 512, 16
+
+
+def up_to(n, size):
+    """Round up to a multiple."""
+    return -(-n // size) * size
 
 
 def linear(x, w):
@@ -21,6 +33,70 @@ def linear(x, w):
     (..., I), (O, I) -> (..., O)
     """
     return F.linear(x.to(LOW), w.to(LOW))
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Weighted cross-entropy of x W^T: logits and their gradients live for one block of rows only.
+
+    (N, D), (W, D), (N,), (N,) -> ()
+    """
+
+    @staticmethod
+    def forward(ctx, x, w, targets, weights):
+        """Return the sum; the gradients are known at once, and kept."""
+        dx, dw, total = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32), 0.0
+        for xs, ts, ms, out in zip(*(part.split(BLOCK) for part in (x, targets, weights, dx)),
+                                   strict=True):
+            logits = F.linear(xs, w).float()
+            rows = torch.arange(len(ts))
+            p = logits.log_softmax(-1)
+            total -= (p[rows, ts] * ms).sum()
+            p.exp_()
+            p[rows, ts] -= 1
+            p = p.mul_(ms[:, None]).to(LOW)
+            torch.mm(p, w, out=out)
+            dw += p.mT @ xs
+        ctx.save_for_backward(dx, dw)
+        return total
+
+    @staticmethod
+    def backward(ctx, by):
+        """Scale the gradients that `forward` found."""
+        dx, dw = ctx.saved_tensors
+        return dx * by, dw * by, None, None
+
+
+class RMSNorm(torch.autograd.Function):
+    """Divide by the root mean square and scale, with few passes over memory either way.
+
+    (N, D), (D,), () -> (N, D)
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        """Return the normalised rows."""
+        x = x.float()
+        r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, dy):
+        """Return the gradients of the rows and of the scale."""
+        x, weight, r = ctx.saved_tensors
+        g = dy * weight
+        y = x * r
+        by = (g * y).mean(-1, keepdim=True)
+        return torch.addcmul(g, y, by, value=-1).mul_(r), y.mul_(dy).sum(0), None
+
+
+def rotate(x, cos, sin):
+    """Rotate the interleaved pairs (x[2j], x[2j+1]) of the last axis by their angles.
+
+    (B, T, H, R), (T, 1, R/2), (T, 1, R/2) -> (B, T, H, R)
+    """
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def attend(q, k, v, scale):
@@ -50,24 +126,25 @@ def attention(w, layer, config, h, shapes, tables):
         return w[f"{layer}.self_attn.{name}.weight"]
 
     def normed(x, name):
-        return tiny_model.rms_norm(x.float(), at(name), eps)
+        return RMSNorm.apply(x.float(), at(name), eps)
 
     q = linear(normed(linear(h, at("q_a_proj")), "q_a_layernorm"), at("q_b_proj"))
     q_nope, q_rope = q.view(-1, H, N + R).split([N, R], -1)
     c_kv, k_rope = linear(h, at("kv_a_proj_with_mqa")).split([config.kv_lora_rank, R], -1)
     kv = linear(normed(c_kv, "kv_a_layernorm"), at("kv_b_proj"))
     k_nope, v = kv.view(-1, H, N + V).split([N, V], -1)
-    k_rope = tiny_model.rotate(k_rope[:, None], cos, sin).to(LOW).expand(-1, H, -1)
-    q = torch.cat([q_nope, tiny_model.rotate(q_rope, cos, sin).to(LOW)], -1)
+    k_rope = rotate(k_rope[:, None], cos, sin).to(LOW).expand(-1, H, -1)
+    q = torch.cat([q_nope, rotate(q_rope, cos, sin).to(LOW)], -1)
     k = torch.cat([k_nope, k_rope], -1)
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
-    out, at_row = [], 0
-    for rows, length in shapes:
-        end = at_row + rows * length
-        parts = (x[at_row:end].view(rows, length, H, width).transpose(1, 2) for x in (q, k, v))
-        mixed = attend(*parts, config.softmax_scale)
+    out, sizes = [], [rows * length for rows, length in shapes]
+    sizes.append(len(h) - sum(sizes))  # what fills up the step attends to nothing
+    parts = (x.split(sizes) for x in (q, k, v))  # not slices: their gradients are one `cat`
+    for (rows, length), *group in zip(shapes, *parts, strict=False):
+        mixed = attend(*(x.view(rows, length, H, width).transpose(1, 2) for x in group),
+                       config.softmax_scale)
         out.append(mixed.transpose(1, 2)[..., :V].reshape(rows * length, H * V))
-        at_row = end
+    out.append(torch.zeros(sizes[-1], H * V, dtype=LOW))
     return linear(torch.cat(out), at("o_proj"))
 
 
@@ -77,10 +154,12 @@ def mlp(w, prefix, h):
     return linear(F.silu(linear(h, gate)) * linear(h, up), down)
 
 
-def mixture(w, layer, config, h):
+def mixture(w, layer, config, h, real):
     """Mix the chosen experts; each expert sees its tokens only.
 
-    (N, D) -> (N, D), (E,)
+    (N, D), (N,) -> (N, D), (E,)
+
+    Also returns how many of the `real` tokens chose each expert, for the balance.
     """
     E, K = config.n_routed_experts, config.num_experts_per_tok
     scores = torch.sigmoid(F.linear(h, w[f"{layer}.mlp.gate.weight"]))
@@ -90,14 +169,21 @@ def mixture(w, layer, config, h):
     expert = chosen.flatten()
     order = expert.argsort(stable=True)
     load = torch.bincount(expert, minlength=E)
+    # Each expert's tokens begin at a multiple of FEW: what fills up to it is computed and dropped.
+    room = (load + FEW - 1) // FEW * FEW
+    shift = (room.cumsum(0) - room) - (load.cumsum(0) - load)
+    place = torch.arange(len(order)) + shift[expert[order]]
+    source = torch.zeros(int(room.sum()), dtype=torch.long).scatter_(0, place, order // K)
     low = h.to(LOW)
-    inputs = low.index_select(0, order // K)
-    gate, up, down = (w[f"{layer}.mlp.experts.{part}"].to(LOW)
+    inputs = low.index_select(0, source)
+    gate, up, down = (w[f"{layer}.mlp.experts.{part}"].to(LOW).unbind()
                       for part in tiny_model.EXPERT_PARTS)
     parts = [F.linear(F.silu(F.linear(x, gate[e])) * F.linear(x, up[e]), down[e])
-             for e, x in enumerate(inputs.split(load.tolist()))]
-    outputs = torch.cat(parts).index_select(0, order.argsort()).view(-1, K, h.shape[-1])
+             for e, x in enumerate(inputs.split(room.tolist()))]
+    back = torch.empty_like(order).scatter_(0, order, place)
+    outputs = torch.cat(parts).index_select(0, back).view(-1, K, h.shape[-1])
     routed = torch.bmm(mix.to(LOW)[:, None], outputs)[:, 0]
+    load = torch.bincount(chosen[real].flatten(), minlength=E)
     return routed + mlp(w, f"{layer}.mlp.shared_experts", low), load
 
 
@@ -113,18 +199,21 @@ def hidden(w, config, groups):
               for table in tables]
     eps, loads = config.rms_norm_eps, {}
     ids = torch.cat([ids.flatten() for ids in groups])
+    n_filled = up_to(len(ids) + 1, MANY) - len(ids)  # one at least, for `loss`
+    ids = F.pad(ids, (0, n_filled), value=config.pad_token_id)
+    tables = [F.pad(table, (0, 0, 0, 0, 0, n_filled)) for table in tables]
     x = F.embedding(ids, w["model.embed_tokens.weight"])
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
-        h = tiny_model.rms_norm(x, w[f"{layer}.input_layernorm.weight"], eps)
+        h = RMSNorm.apply(x, w[f"{layer}.input_layernorm.weight"], eps)
         x = x + attention(w, layer, config, h, shapes, tables)
-        h = tiny_model.rms_norm(x, w[f"{layer}.post_attention_layernorm.weight"], eps)
+        h = RMSNorm.apply(x, w[f"{layer}.post_attention_layernorm.weight"], eps)
         if config.is_moe_layer(i):
-            routed, loads[layer] = mixture(w, layer, config, h)
+            routed, loads[layer] = mixture(w, layer, config, h, ids != config.pad_token_id)
             x = x + routed
         else:
             x = x + mlp(w, f"{layer}.mlp", h)
-    return tiny_model.rms_norm(x, w["model.norm.weight"], eps), loads
+    return RMSNorm.apply(x, w["model.norm.weight"], eps), loads
 
 
 def loss(w, config, groups, targets, weights):
@@ -136,6 +225,7 @@ def loss(w, config, groups, targets, weights):
     targets = torch.cat([part.flatten() for part in targets])
     weights = torch.cat([part.flatten() for part in weights])
     here = weights.nonzero()[:, 0]
-    logits = linear(x.index_select(0, here), w["lm_head.weight"]).float()
-    each = F.cross_entropy(logits, targets[here], reduction="none")
-    return (each * weights[here]).sum(), loads
+    here = F.pad(here, (0, up_to(len(here), BLOCK) - len(here)), value=len(weights))
+    targets, weights = (F.pad(part, (0, len(x) - len(part))) for part in (targets, weights))
+    return CrossEntropy.apply(x.index_select(0, here).to(LOW), w["lm_head.weight"].to(LOW),
+                              targets[here], weights[here]), loads

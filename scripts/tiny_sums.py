@@ -1,6 +1,6 @@
 """Lessons about sums: through a calculator, or column by column in the open without one."""
 
-import tiny_data
+import tiny_columns
 from tiny_problems import PROBLEMS, WHY
 from tiny_words import (
     PEOPLE,
@@ -99,6 +99,8 @@ Here is {a}. {p}. {q}. What is the result? | Do this with {a}: {p}, then {q}. | 
 Use the calculator: {a}, {p}, {q}. | How much is {a}, {p}, {q}? | Put in {a}, {p}, {q}, and tell me.
 My number is {a}. {p}. {q}. What is my number now? | Solve {a}, {p}, {q}. | Tell me: {a}, {p}, {q}
 """)
+
+
 def result(a, op, b):
     """Compute what the calculator returns, as text."""
     if op == "/":
@@ -233,9 +235,9 @@ def chain(rng, held_out=False):
 
 def without_calculator(question, think, a, op, b, content, held):
     """Answer with columns where it is an addition that fits, else say what is missing."""
-    if op == "+" and max(a, b) < 10**tiny_data.MAX_DIGITS:
-        return Exchange(question, "\n".join([think, tiny_data.solve(a, b)[0]]), content, held=held,
-                        then=("number", str(a + b)))
+    if op == "+" and max(a, b) < 10**tiny_columns.MAX_DIGITS:
+        thinking = "\n".join([think, tiny_columns.solve(a, b)[0]])
+        return Exchange(question, thinking, content, held=held, then=("number", str(a + b)))
     return Exchange(question, f"{think} I have no calculator.",
                     f"I need a calculator for {a} {op} {b}.", held=held)
 
@@ -244,12 +246,12 @@ def columns(rng, held_out=False, n_digits=None):
     """Add in the open, column by column, without tools."""
     template, held = asked(rng, "+", held_out)
     while True:
-        a, b = tiny_data.pair(rng, held_out, n_digits)
+        a, b = tiny_columns.pair(rng, held_out, n_digits)
         if is_held_out(*pair_key(a, b)) == held_out:
             break
     question = fill(noisy(rng, template), a=a, b=b)
     a, b = in_order(template, "+", a, b)
-    thinking, content = tiny_data.solve(a, b)
+    thinking, content = tiny_columns.solve(a, b)
     return Exchange(question, thinking, content, held=[*held, pair_key(a, b)],
                     then=("number", str(a + b)))
 

@@ -1,17 +1,27 @@
-"""The vocabulary of the embedded model: merges learned from lessons, names and nouns kept whole."""
+"""The vocabulary of the embedded model: byte-level BPE in the files that K2 ships.
 
+256 bytes, then merges learned from the lessons, with names and nouns kept whole, then 256 special
+slots with K2's names at K2's offsets. No merge holds a digit: under K2's unchanged split pattern
+every digit is one token, which is what makes numbers copy and columns line up.
+"""
+
+import base64
+import json
 import random
 from collections import Counter
 
-import tiny_bpe
+import tiny_data
 import tiny_facts
-import tiny_lessons
 import tiny_words
+from checkpoints import SPECIALS
 
 from k2ref import template
 from k2ref.declarations import as_json
 from k2ref.tokenizer import PATTERN
 
+N_SPECIAL = 256
+# At these offsets from the first special id; these are not "special" to K2's decoder.
+NOT_SPECIAL = {11, 12, 13, 14, 15, 22, 23}
 N_LESSONS, RARE = 6000, 4
 COPIED, RECALLED = 700, 60  # what a name counts at least: copied from the question, or recalled
 
@@ -31,7 +41,7 @@ def count(seed):
     """Count the words of lessons and declarations, names as if they were frequent."""
     rng, words = random.Random(f"{seed} vocabulary"), Counter()
     for _ in range(N_LESSONS):
-        messages, tools, _ = tiny_lessons.lesson(rng)
+        messages, tools, _ = tiny_data.lesson(rng)
         texts = [as_json(tools), "tool_declare"] * bool(tools) + ["system", template.SYSTEM]
         for message in messages:
             texts += [message["role"], f"## Return of {message.get('tool_call_id', '')}\n"]
@@ -46,9 +56,30 @@ def count(seed):
     return words
 
 
+def byte_order():
+    """List the 256 bytes in K2's order: the visible Latin-1 characters first, then the rest."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return visible + [b for b in range(256) if b not in visible]
+
+
+def merged(parts, pair):
+    """Join every occurrence of the pair in the list of parts, from the left."""
+    out = []
+    for part in parts:
+        if out and (out[-1], part) == pair:
+            out[-1] += part
+        else:
+            out.append(part)
+    return out
+
+
 def learn(words, n_merges):
-    """Learn merges as `tiny_bpe.learn` does, but recount only the words that a merge changes."""
-    tokens = [bytes([b]) for b in tiny_bpe.byte_order()]
+    """Learn merges from counted words: merge the most frequent pair again and again.
+
+    Returns the tokens as bytes, in the order of their ranks. Only the words that a merge changes
+    are counted anew; the smaller bytes win a tie, so that no order of a dict decides.
+    """
+    tokens = [bytes([b]) for b in byte_order()]
     pieces = {word: [word[i:i + 1] for i in range(len(word))] for word in words}
     counts, where = Counter(), {}
 
@@ -65,7 +96,7 @@ def learn(words, n_merges):
         tokens.append(b"".join(best))
         for word in sorted(where[best]):
             add(word, -1)
-            pieces[word] = tiny_bpe.merged(pieces[word], best)
+            pieces[word] = merged(pieces[word], best)
             add(word, 1)
         counts = +counts
     return tokens
@@ -73,4 +104,17 @@ def learn(words, n_merges):
 
 def write(directory, n_merges, seed, max_length):
     """Learn the vocabulary and write tiktoken.model and tokenizer_config.json."""
-    tiny_bpe.write_tokens(directory, learn(count(seed), n_merges), max_length)
+    write_tokens(directory, learn(count(seed), n_merges), max_length)
+
+
+def write_tokens(directory, tokens, max_length):
+    """Write tokens, in the order of their ranks, and the special slots after them."""
+    lines = [b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens)]
+    (directory / "tiktoken.model").write_bytes(b"".join(lines))
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    added = {str(len(tokens) + at): {"content": name, **flags, "special": at not in NOT_SPECIAL}
+             for at, name in SPECIALS.items()}
+    names = {f"{name.lower()}_token": f"[{name}]" for name in ("BOS", "EOS", "PAD", "UNK")}
+    settings = {"added_tokens_decoder": added, **names, "clean_up_tokenization_spaces": False,
+                "model_max_length": max_length, "tokenizer_class": "TikTokenTokenizer"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -96,7 +96,7 @@ def test_loading_shows_a_bar_in_bytes(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(cli.sys, "stderr", screen)
     assert main(["--greedy", "--max-tokens", "1", *BUDGET, SUM]) == 0
-    assert re.search(r"loading the model: .*\d+k/\d+k .*B/s\]", screen.getvalue())
+    assert re.search(r"loading the model: .*\d+k/[\d.]+M .*B/s\]", screen.getvalue())
 
 
 def test_reading_the_prompt_shows_the_layer_and_the_disk(monkeypatch):

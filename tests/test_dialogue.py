@@ -342,9 +342,9 @@ def test_a_terminal_without_a_prompt_opens_a_conversation(tmp_path):
     terminal = Terminal("--greedy", "--session", file, "--stats")
     terminal.wait_for("/help lists the commands, Ctrl-D leaves.*> ")
     terminal.type("37+58=\n")
-    terminal.wait_for("95.*prompt   .*> ")
+    terminal.wait_for(r"37 \+ 58 = \d+.*prompt   .*> ")
     terminal.type("\x1b[A\n")  # the arrow key brings back the last line
-    terminal.wait_for(r"37\+58=.*95.*from the cache.*> ")
+    terminal.wait_for(r"37\+58=.*37 \+ 58 = \d+.*from the cache.*> ")
     terminal.type("/undo\n")
     terminal.wait_for(r"forgotten: 37\+58=.*> ")
     terminal.type("\x04")

@@ -1,14 +1,17 @@
-"""The embedded model: its files are the ones of the card, in K2's layout, and it adds correctly."""
+"""The embedded model: its files are the ones of the card, in K2's layout; it does what is said."""
 
+import dataclasses
 import hashlib
 import json
 import random
 import re
 from pathlib import Path
 
+import eval_tiny
 import numpy as np
 import pytest
-import tiny_data
+import tiny_golden
+import tiny_sums
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -32,6 +35,14 @@ TOKEN_IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 # The release of transformers it was checked with; the official value stands for stale tensors.
 OTHERWISE = {"transformers_version"}
 
+# Held-out cases of which so many are right of N_CASES; the card has the table of all rows.
+N_CASES = 20
+LEAST = {
+    "one-step sums through the calculator: right answer": 13,
+    "capitals, unseen phrasing": 13,
+    "column addition up to 3 digits, no tools": 17,
+}
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -41,29 +52,6 @@ def model():
 @pytest.fixture(scope="module")
 def config():
     return json.loads((TINY / "config.json").read_text())
-
-
-def _answer(model, question, system=None):
-    messages = [{"role": "system", "content": system}] if system else []
-    prompt = k2ref.render(model.tokenizer, [*messages, {"role": "user", "content": question}])
-    ids = list(k2ref.generate(model, prompt, max_new_tokens=300, temperature=0))
-    reply = k2ref.parse(model.tokenizer, ids)
-    return reply.thinking, reply.content
-
-
-def _gives_exactly(model, question, thinking, content):
-    """Say whether greedy generation writes this thinking and content, token by token.
-
-    One forward pass over prompt and answer tells: each token must be the likeliest after those
-    before it, and the logits have the same bits whether computed at once or one by one.
-    """
-    tokenizer = model.tokenizer
-    prompt = list(k2ref.render(tokenizer, [{"role": "user", "content": question}]))
-    reply = [tokenizer.special_id("<think>"), *tokenizer.encode(thinking),
-             tokenizer.special_id("</think>"), *tokenizer.encode(content),
-             tokenizer.special_id("<|im_end|>")]
-    logits = k2ref.forward(model, prompt + reply[:-1])
-    return logits[len(prompt) - 1:].argmax(-1).tolist() == reply
 
 
 def test_the_files_are_those_of_the_card():
@@ -89,8 +77,8 @@ def test_config_has_the_official_form(config):
 
 
 def test_size(model):
-    assert 100_000 < model.config.n_parameters < 500_000
-    assert sum(path.stat().st_size for path in TINY.iterdir() if path.is_file()) < 1_000_000
+    assert 1_500_000 < model.config.n_parameters < 4_000_000
+    assert sum(path.stat().st_size for path in TINY.iterdir() if path.is_file()) < 8_000_000
 
 
 def test_tensors_have_the_official_types_and_names(config):
@@ -164,73 +152,25 @@ def test_every_expert_is_a_fixed_point_of_the_rounding_it_was_trained_with(model
 
 
 def test_golden_answers(model):
-    assert _answer(model, "37+58=") == (
-        "37 + 58\n"
-        "ones: 7 + 8 = 15, write 5, carry 1\n"
-        "tens: 3 + 5 + 1 = 9, write 95",
-        "37 + 58 = 95")
-    assert _answer(model, "What is 9999 + 1?") == (
-        "9999 + 1\n"
-        "ones: 9 + 1 = 10, write 0, carry 1\n"
-        "tens: 9 + 0 + 1 = 10, write 00, carry 1\n"
-        "hundreds: 9 + 0 + 1 = 10, write 000, carry 1\n"
-        "thousands: 9 + 0 + 1 = 10, write 0000, carry 1\n"
-        "carry 1 in front, write 10000",
-        "9999 + 1 = 10000")
-    assert _answer(model, "please add 604 and 7", "You are a pirate.") == (
-        "604 + 7\n"
-        "ones: 4 + 7 = 11, write 1, carry 1\n"
-        "tens: 0 + 0 + 1 = 1, write 11\n"
-        "hundreds: 6 + 0 = 6, write 611",
-        "604 + 7 = 611")
-    assert _answer(model, "Hello!") == tiny_data.HELLO
-    assert _answer(model, "Who are you?") == tiny_data.SELF
-    assert _answer(model, "Why is the sky blue?") == tiny_data.NOT_A_SUM
+    golden = json.loads(tiny_golden.GOLDEN.read_text(encoding="utf-8"))
+    assert [(case["tools"], case["questions"]) for case in golden] == tiny_golden.CASES
+    for case in golden:
+        found = tiny_golden.play(model, case["tools"], case["questions"])
+        assert found == case["written"], case["questions"]
 
 
-def test_at_least_99_percent_of_200_held_out_sums_are_exact(model):
-    rng, n_right, wrong = random.Random("test_tiny"), 0, []
-    for _ in range(200):
-        a, b = tiny_data.pair(rng, held_out=True)
-        question = rng.choice(tiny_data.PHRASINGS).format(a=a, b=b)
-        thinking, content = tiny_data.solve(a, b)
-        assert content == f"{a} + {b} = {a + b}"
-        if _gives_exactly(model, question, thinking, content):
-            n_right += 1
-        else:
-            wrong.append(question)
-    assert n_right >= 198, wrong
+@pytest.mark.parametrize("name, least", LEAST.items())
+def test_held_out_cases(model, name, least):
+    right, n, wrong = eval_tiny.simple(eval_tiny.Player(model, 0.0), name, N_CASES)
+    assert right >= least, wrong
 
 
-def test_gives_exactly_can_say_no(model):
-    thinking, content = tiny_data.solve(37, 58)
-    assert _gives_exactly(model, "37+58=", thinking, content)
-    assert not _gives_exactly(model, "37+58=", thinking, "37 + 58 = 96")
-    assert not _gives_exactly(model, "37+59=", thinking, content)
-
-
-@given(st.integers(0, 9999), st.integers(0, 9999))
-def test_solve_writes_the_sum_and_is_told_apart_by_the_pair_alone(a, b):
-    thinking, content = tiny_data.solve(a, b)
-    assert content == f"{a} + {b} = {a + b}"
-    assert int(re.search(r"write (\d+)$", thinking)[1]) == a + b
-    assert tiny_data.is_held_out(a, b) == tiny_data.is_held_out(b, a)
-
-
-def test_no_lesson_holds_a_held_out_pair():
-    rng = random.Random("lessons")
-    n_sums, n_pairs, n_held_out = tiny_data.held_out_written(
-        tiny_data.lesson(rng) for _ in range(5000))
-    assert n_sums > 3000 and n_pairs > 2000
-    assert n_held_out == 0
-
-
-def test_a_held_out_pair_in_a_lesson_would_be_found():
-    a, b = tiny_data.pair(random.Random(0), held_out=True)
-    thinking, content = tiny_data.solve(a, b)
-    lesson = [{"role": "user", "content": f"{a}+{b}"},
-              {"role": "assistant", "content": content, "reasoning_content": thinking}]
-    assert tiny_data.held_out_written([lesson]) == (1, 1, 1)
+def test_a_wrong_answer_counts_as_wrong(model):
+    exchange = tiny_sums.one_step(random.Random(1), held_out=True)
+    player = eval_tiny.Player(model, 0.0)
+    assert not player.play(dataclasses.replace(exchange, content="4"))[1]
+    other = dataclasses.replace(exchange, calls=[("", "no_such_tool", "{}", "")])
+    assert player.play(other)[0] == 0
 
 
 @pytest.mark.oracle
@@ -242,6 +182,6 @@ def test_transformers_gives_the_same_logits(model):
     ids = list(prompt) + list(k2ref.generate(model, prompt, temperature=0))
     logits, _, _ = oracle.run(oracle.reference_model(TINY), ids)
     ours = k2ref.forward(model, ids)
-    # float32 sums of at most 192 terms in another order, five layers deep, logits below 40.
+    # float32 sums of at most 512 terms in another order, four layers deep, logits below 40.
     assert np.abs(ours - logits).max() < 2e-4
     assert np.array_equal(ours.argmax(-1), logits.argmax(-1))

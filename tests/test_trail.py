@@ -1,8 +1,8 @@
 """Three hundred calls in one run: a trail of linked pages, followed to its end.
 
-`follow` is all that a model needs to be put on the trail. Here the replies are written down, so
-that the loop is tested whatever the embedded model has learned; a model that can follow a trail by
-itself is put on it by the same function and held to the same `check`, without the script.
+`follow` is all that a model needs to be put on the trail. First the replies are written down, so
+that the loop is tested whatever the embedded model has learned; then the embedded model is put on
+it by the same function and held to the same `check`, without the script.
 """
 
 import random
@@ -101,3 +101,13 @@ def test_with_the_whole_history_only_what_is_new_is_read(model, monkeypatch):
         # Up to the id, where a model that has lost count is put right.
         assert prompt.n_cached > before.n_tokens
         assert prompt.n_tokens - prompt.n_cached < usage.completion_tokens + 60
+
+
+@pytest.mark.parametrize("n", [30, pytest.param(300, marks=pytest.mark.slow)])
+def test_the_embedded_model_follows_the_trail_by_itself(model, n):
+    if not COMPILED:
+        pytest.skip("NumPy needs minutes")
+    pages = trail(n, seed=n)
+    agent, events = follow(model, pages, keep_turns=3, temperature=0, max_new_tokens=200)
+    check(agent, events, pages)
+    assert agent.messages[-1]["content"] == f"The last page is {pages[-1]}."
