@@ -13,6 +13,8 @@ Three things make it fast, and each has its plain twin, to which property tests 
 A hand-written splitter is where others went wrong (llama.cpp#14654), so this one has no table of
 its own: `classes` comes from the `regex` package, set by set, as PATTERN names them, and the tests
 compare the walks with PATTERN on every short string over those sets.
+
+Chapter 01.
 """
 
 import numpy as np

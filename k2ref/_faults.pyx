@@ -6,6 +6,8 @@ sends SIGBUS to the thread that touched the page, and the process ends without a
 can run at that point, so this module is C: it finds whose page it was, writes one sentence, and ends
 the process with status 74 (EX_IOERR). A fault that is not on a checkpoint's page is none of ours and
 goes to whoever listened before.
+
+Chapter 15.
 """
 
 cdef extern from *:

@@ -3,6 +3,8 @@
 
 Every function here has a plain twin in NumPy, named in its docstring, and is held equal to it by the
 tests.
+
+Chapter 14.
 """
 
 cimport numpy as cnp

@@ -7,6 +7,8 @@
 A step is a reply that calls tools, and the results of its calls. The history keeps all of it, in
 OpenAI form; the prompt of each step is made of it anew, and only what is new in it is read.
 Thinking is in the prompt until there is an answer, and not afterwards, as the template says.
+
+Chapter 02.
 """
 
 import json

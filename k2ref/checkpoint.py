@@ -4,6 +4,8 @@ The files are read in place: `weight` returns views into the memory map, and not
 it is multiplied by. All names, dtypes and shapes are held to the configuration when the checkpoint
 is opened; the views themselves are made when asked for, as 69,000 expert matrices would take time
 and memory that a prompt never needs. `layout.py` says what is expected, `shards.py` what is there.
+
+Chapter 03.
 """
 
 import mmap
@@ -206,7 +208,7 @@ def is_unused(name: str, config: Config) -> bool:
     """Say whether a tensor is one that the official files carry and k2ref leaves alone."""
     if name.startswith(("vision_tower.", "mm_projector.")):
         return True
-    # Trap: a stale buffer of the wrong size; the frequencies are computed in rope.py.
+    # Trap: a stale buffer of the wrong size (Megatron-Bridge#1861); rope.py computes its own.
     if name.endswith(".rotary_emb.inv_freq"):
         return True
     # Layers of multi-token prediction follow the last one.

@@ -6,6 +6,8 @@ later, whose language model sits under `text_config` and whose tensors are prefi
 `language_model.`. What k2ref does not implement is refused here, by the field's name, so that no
 later file has to ask. The list of tensors is in `layout.py`; the sizes it adds up to are properties
 of `Config`. This is the only file with literal dimensions of the official checkpoints.
+
+Chapter 03.
 """
 
 import dataclasses

@@ -8,6 +8,8 @@ The command, the conversation on a terminal and the agent are all made of `chat`
 prompts a `Context` keeps the cache. The next prompt mostly begins as the last one ended, and
 where it does not, because the template drops old thinking or a token was written in two pieces, all
 that follows is forgotten and computed again: the bits are always those of a fresh start.
+
+Chapter 13.
 """
 
 from k2ref import history

@@ -10,6 +10,8 @@ the schema as a TypeScript type, which is shorter and closer to code the model h
       city: string,
       unit?: "celsius" | "fahrenheit"
     }) => any;
+
+Chapter 02.
 """
 
 import json

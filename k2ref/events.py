@@ -8,6 +8,8 @@
     ToolResult, Hidden, Ended                 what an agent does between and after the replies
 
 `reply.py` makes those of the text, `conversation.py` those around a reply, `agent.py` the last.
+
+Chapter 02.
 """
 
 import json

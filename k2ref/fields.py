@@ -2,6 +2,8 @@
 
 `config.py` declares what a field is by its type (`int`, `float | None`, ...); this file holds the
 values to that and says in one sentence what was wrong.
+
+Chapter 03.
 """
 
 import dataclasses

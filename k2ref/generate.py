@@ -5,6 +5,8 @@ the second one. What this file adds is the loop, the defaults and the reasons to
 
     "stop"    the model wrote one of the stop ids
     "length"  `max_new_tokens` were written, or the context is full
+
+Chapter 13.
 """
 
 import operator

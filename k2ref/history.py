@@ -2,6 +2,8 @@
 
 A conversation is a list of OpenAI message dicts and keeps everything. What the model is shown of it
 may be less, and is always a new list: the functions here change no message.
+
+Chapter 02.
 """
 
 HIDDEN = "[This result is hidden to save room. Call the tool again if it is needed.]"

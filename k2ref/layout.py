@@ -9,6 +9,8 @@ matrix is one to three arrays, by its format:
 
 `quantization_config` says which matrices are quantized. `checkpoint.py` holds the files to this
 list; `config.py` adds up its sizes.
+
+Chapter 03.
 """
 
 import re

@@ -2,6 +2,8 @@
 
 Bytes read are counted by the system, not by us: a cache that reports its own hits can say 100 %
 while keeping nothing.
+
+Chapter 15.
 """
 
 import time

@@ -6,6 +6,8 @@
     y       = sum_k mix_k expert_k(x) + shared(x)       the shared expert serves every token
 
 An expert is an MLP like that of the dense first layer, narrower: down(silu(gate(x)) * up(x)).
+
+Chapters 09 and 10.
 """
 
 from dataclasses import dataclass, field
@@ -95,7 +97,7 @@ def route(h, gate, bias, config, threads=None):
     chosen int64, best first (ties: the lower id); mix float32.
     Source: modeling_deepseek.py, MoEGate; DeepSeek-V3 report, equations 12 to 16.
     """
-    # Trap: scores stay in float32; rounded to bf16, near-ties flip.
+    # Trap: scores stay in float32; rounded to bf16, near-ties flip (sglang#33764).
     return choose(ops.sigmoid(ops.linear(h, gate, threads)), bias, config)
 
 

@@ -6,6 +6,8 @@ NumPy twins that stand beside them. `K2REF_KERNELS` chooses: `numpy`, or one of 
 (`avx512`, `avx2`, `neon`, `portable`). In the kernels each sum has one fixed order, so a row of the
 result has the same bits whatever else is computed with it; NumPy's own products do not promise
 that, and agree within a bound.
+
+Chapter 05.
 """
 
 import os

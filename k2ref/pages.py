@@ -15,6 +15,8 @@ is touched, only slower. Linux does all of it, macOS most, others none.
 A map that `use_large_pages` prepared is read in pages of 2 MB instead of 4 KB, where the system and
 the file system have them. A disk that is asked for a megabyte in 256 scattered pieces gives half of
 what it gives for one piece, and half of the work for the processor goes with it.
+
+Chapter 15.
 """
 
 import ctypes

@@ -15,6 +15,8 @@ Under a budget, dense weights come first and experts have the rest:
 A chosen expert is in memory with probability `share` if the router chooses evenly, as its training
 makes it over many texts. Within one text, neighbouring tokens have 41 % of their experts in common
 (measured elsewhere), so that a run can beat the plan where the disk is the limit.
+
+Chapter 15.
 """
 
 from collections import Counter

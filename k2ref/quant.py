@@ -8,6 +8,8 @@ as they lie in the checkpoint's memory map, without copying, and says what they 
     Fp8    every linear of K2 Instruct: e4m3 bytes, one float32 scale per 128x128 block
     Bf16   everything else: the upper half of a float32
     F32    plain float32
+
+Chapter 04.
 """
 
 import numpy as np

@@ -4,6 +4,8 @@ Three numbers in about three seconds, which `plan.py` divides by. Each is measur
 used: the kernels on matrices larger than any cache, the disk with several large reads at random
 places under way at once, past the page cache, so that what happens to be in memory does not flatter
 it and stays there.
+
+Chapter 15.
 """
 
 import mmap

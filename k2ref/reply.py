@@ -13,6 +13,8 @@ is the stream, collected.
 
     START --<think>--> THINKING --</think>--> CONTENT      where text goes
     SECTION --begin--> ID --argument--> ARGUMENTS --end--> SECTION
+
+Chapter 02.
 """
 
 import re

@@ -5,6 +5,8 @@ Dense units are kept for ever; of the others, those are held that fit into `room
 
 Nothing here decides what is computed, only when its bytes are asked for, so that no result can
 depend on it.
+
+Chapter 15.
 """
 
 import time

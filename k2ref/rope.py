@@ -5,6 +5,8 @@ Of each query and key head, `qk_rope_head_dim` channels are rotated in pairs, pa
 distance only. YaRN divides the frequencies of the slow pairs by `factor`, so that a model trained
 on 4,096 positions tells 262,144 apart; the corners between fast and slow are in `config.py`, with
 the factor that softmax gets in return.
+
+Chapter 06.
 """
 
 import numpy as np

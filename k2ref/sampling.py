@@ -11,6 +11,8 @@ at temperature 1 with one filter they all agree. Everything here is float64 and 
 state is the random generator that the caller brings. One uniform number is drawn for each token
 and looked up in the cumulative probabilities, in the order of ids: the same logits and the same
 seed give the same tokens.
+
+Chapter 12.
 """
 
 import math

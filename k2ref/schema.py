@@ -8,6 +8,8 @@
 
 becomes the declaration that K2 was trained on, and `check` holds the arguments that it writes to
 the same schema before anything is called.
+
+Chapter 02.
 """
 
 import inspect

@@ -7,6 +7,8 @@
 A cache is hours of work on a large model, so it is written to a second file beside the first, which
 takes its name only when all of it is on the disk; and read back no slower than the disk gives it.
 It fits one checkpoint and one set of kernels: from others come other bits.
+
+Chapter 13.
 """
 
 import contextlib

@@ -9,6 +9,8 @@ weights. A full-size checkpoint has 208,276 tensors, so each is one small tuple,
 looked up is not computed again. Only JSON is parsed; nothing in a checkpoint is ever executed.
 
 Source: https://github.com/huggingface/safetensors, README, "Format".
+
+Chapter 03.
 """
 
 import gc

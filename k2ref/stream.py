@@ -9,7 +9,9 @@ tried, and read more than it saved.
 This file says which bytes of the checkpoint belong together and what fits; `residency.py` brings
 them and lets them go, `pages.py` speaks with the system, `meter.py` counts.
 
-Chapter: docs/streaming-notes.md
+What was measured: docs/streaming-notes.md
+
+Chapter 15.
 """
 
 import threading

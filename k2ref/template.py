@@ -15,6 +15,8 @@ it writes. The checkpoints of the family differ in a few points, and a style nam
 The official code renders one string and parses control tokens out of it. Here a control token is
 only ever written as its id, and text in between is encoded in one piece, as the reference does, but
 as ordinary text: whatever a user, a tool or a name says, it cannot open or close a turn.
+
+Chapter 02.
 """
 
 import json

@@ -10,6 +10,8 @@ A text becomes ids in four steps, and each is a function below:
 The ids of the vocabulary are its ranks, so `tiktoken.model` is all there is to read, with the
 names of the control tokens in `tokenizer_config.json`. `_bpe.pyx` does splitting and merging again,
 compiled; the functions here say what it must return.
+
+Chapter 01.
 """
 
 import base64

@@ -4,6 +4,8 @@ A model writes the name of a function and its arguments as JSON. Between that an
 checks: is there such a tool, is it JSON, does it fit the schema. Whatever goes wrong, there or in
 the function, becomes the result of the call, in words from which the model can learn, and is one of
 the FAILURES.
+
+Chapter 02.
 """
 
 import importlib.util

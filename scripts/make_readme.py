@@ -4,7 +4,8 @@
     python scripts/make_readme.py --check    fail if they are not what they would be
 
 A generated part stands between `<!-- name -->` and `<!-- end -->`. The map is the import graph:
-each file of k2ref in reading order, and a file may import only files above it.
+each file of k2ref in reading order, and a file may import only files above it. The last line of a
+file's docstring names its chapter; in turn each chapter in docs/ ends with the files it is about.
 """
 
 import argparse
@@ -24,10 +25,13 @@ from k2ref.config import Config  # noqa: E402
 # What a reader meets, in the order in which it makes sense; headers of C go with their module.
 ORDER = """fields quant layout config shards checkpoint inspection _bpe tokenizer declarations
 template events reply history _kernels ops memory rope attention moe trace _faults pages meter
-residency stream model rates plan sampling generate conversation session demonstration schema tools
-agent terminal options dialogue cli""".split()
-HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_paths.h"]}
+residency stream model rates plan sampling generate readings show recording conversation
+session demonstration schema tools agent terminal options dialogue cli""".split()
+HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_paths.h"],
+           "show": [f"page/{name}" for name in ("page.html", "page.css", "data.js", "panels.js",
+                                                "maps.js")]}
 OUTSIDE = {"__init__", "__main__"}
+COMMAND = 'python -m k2ref --greedy --tools calculator "What is 4821 * 377?"'
 
 
 def source_of(name):
@@ -46,11 +50,38 @@ def imports_of(name):
     return [module for module in ORDER if module in found]
 
 
+def docstring_of(name):
+    """Return the paragraphs of a module's docstring."""
+    text = source_of(name).read_text(encoding="utf-8")
+    return re.search(r'"""(.*?)"""', text, re.S)[1].strip().split("\n\n")
+
+
 def first_sentence(name):
     """Return the first paragraph of a module's docstring."""
-    text = source_of(name).read_text(encoding="utf-8")
-    docstring = re.search(r'"""(.*?)"""', text, re.S)[1]
-    return " ".join(docstring.split("\n\n")[0].split()).rstrip(".")
+    return " ".join(docstring_of(name)[0].split()).rstrip(".")
+
+
+def chapters_of(name):
+    """Return the numbers of a module's chapters, from the last line of its docstring."""
+    found = re.fullmatch(r"Chapters? (\d\d)(?: and (\d\d))?\.", docstring_of(name)[-1])
+    if found is None:
+        raise SystemExit(f"make_readme.py: {name}: expected a last line 'Chapter NN.' in the "
+                         f"docstring, found {docstring_of(name)[-1]!r}")
+    return [number for number in found.groups() if number]
+
+
+def page_of(number):
+    """Return the file of a chapter."""
+    (page,) = (ROOT / "docs").glob(f"{number}-*.md")
+    return page
+
+
+def files_of(page):
+    """Link the files that a chapter is about."""
+    names = [name for name in ORDER if page.name[:2] in chapters_of(name)]
+    files = [source_of(name).name for name in names]
+    files += [header for name in names for header in HEADERS.get(name, [])]
+    return "The source:\n" + ",\n".join(f"[`{file}`](../k2ref/{file})" for file in files) + "."
 
 
 def source_map():
@@ -59,7 +90,7 @@ def source_map():
     present |= {path.stem for path in (ROOT / "k2ref").glob("_*.pyx")}
     if present != set(ORDER):
         raise SystemExit(f"make_readme.py: ORDER and k2ref/ differ in {present ^ set(ORDER)}")
-    rows = ["| file | lines | what it adds | imports |", "|---|---|---|---|"]
+    rows = ["| file | lines | what it adds | chapter | imports |", "|---|---|---|---|---|"]
     for place, name in enumerate(ORDER):
         imported = imports_of(name)
         if late := [other for other in imported if ORDER.index(other) >= place]:
@@ -70,7 +101,10 @@ def source_map():
         for header in HEADERS.get(name, []):
             lines += len((ROOT / "k2ref" / header).read_text(encoding="utf-8").splitlines())
             links += f" [`{header}`](k2ref/{header})"
-        rows.append(f"| {links} | {lines} | {first_sentence(name)} | {', '.join(imported)} |")
+        pages = ", ".join(f"[{number}](docs/{page_of(number).name})"
+                          for number in chapters_of(name))
+        rows.append(f"| {links} | {lines} | {first_sentence(name)} | {pages} | "
+                    f"{', '.join(imported)} |")
     return "\n".join(rows)
 
 
@@ -121,7 +155,7 @@ def _official_config():
 
 
 PARTS = {
-    "answer": lambda: output_of('python -m k2ref --greedy "What is 365 + 1234?"'),
+    "answer": lambda: output_of(COMMAND),
     "numbers": numbers,
     "machines": lambda: plan.table(Config.from_dict(_official_config())),
     "map": source_map,
@@ -134,19 +168,30 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if out of date")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    before = after = readme.read_text(encoding="utf-8")
-    for name, make in PARTS.items():
+    parts = {ROOT / "README.md": PARTS}
+    for page in sorted((ROOT / "docs").glob("[0-9][0-9]-*.md")):
+        parts[page] = {"files": lambda page=page: files_of(page)}
+    status = 0
+    for path, makers in parts.items():
+        before = path.read_text(encoding="utf-8")
+        after = filled_in(path.name, before, makers)
+        if check and before != after:
+            print(f"{path.name} is out of date: run python scripts/make_readme.py", file=sys.stderr)
+            status = 1
+        elif before != after:
+            path.write_text(after, encoding="utf-8")
+    return status
+
+
+def filled_in(file, text, makers):
+    """Return a page's text with its generated parts made anew."""
+    for name, make in makers.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        if len(pattern.findall(after)) != 1:
-            raise SystemExit(f"README.md: expected one part named {name!r}")
-        text = make()
-        after = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", after)
-    if check and before != after:
-        print("README.md is out of date: run python scripts/make_readme.py", file=sys.stderr)
-        return 1
-    readme.write_text(after, encoding="utf-8")
-    return 0
+        if len(pattern.findall(text)) != 1:
+            raise SystemExit(f"{file}: expected one part named {name!r}")
+        made = make()
+        text = pattern.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+    return text
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""What the tests share: the hypothesis profile, the kernel paths, tiny models, scripts/."""
+"""What the tests share: the hypothesis profile, kernel paths, tiny models, scripts/, `--mine`."""
 
+import importlib
+import importlib.util
+import inspect
 import os
+import pkgutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -27,6 +31,69 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("k2ref")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--mine", metavar="FILE", help="run the tests with the functions of this file "
+                     "in the place of k2ref's functions of the same names")
+
+
+def pytest_configure(config):
+    """Put the functions of `--mine FILE` in place, before any test module imports k2ref's."""
+    file = config.getoption("--mine")
+    if file:
+        config.mine = put_in_place(file)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name in getattr(config, "mine", []):
+        terminalreporter.write_line(f"mine: {name}")
+
+
+def put_in_place(file):
+    """Replace k2ref's public functions by those of a file; list what was replaced.
+
+    Raises: pytest.UsageError, which pytest prints as one line
+    """
+    try:
+        spec = importlib.util.spec_from_file_location("mine", file)
+        if spec is None:
+            raise ImportError("its name does not end in .py")
+        mine = sys.modules["mine"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(mine)
+    except Exception as error:  # whatever is wrong with the file, it is the file's
+        raise pytest.UsageError(f"--mine {file}: {type(error).__name__}: {error}") from None
+    names = [info.name for info in pkgutil.iter_modules(k2ref.__path__)]
+    rooms = [importlib.import_module(f"k2ref.{name}") for name in names if name[0] != "_"]
+    replaced = []
+    for name, function in inspect.getmembers(mine, inspect.isfunction):
+        if name.startswith("_") or function.__module__ != "mine":
+            continue
+        holders = [room for room in [k2ref, *rooms] if is_own_function(vars(room).get(name))]
+        homes = {vars(room)[name].__module__: vars(room)[name] for room in holders}
+        if len(homes) > 1:  # the parameters tell which of them is meant
+            homes = {home: f for home, f in homes.items() if parameters(f) == parameters(function)}
+            if len(homes) != 1:
+                raise pytest.UsageError(f"--mine {file}: {len(homes)} of the functions of k2ref "
+                                        f"called {name} take {parameters(function)}, expected one")
+            holders = [room for room in holders if vars(room)[name].__module__ in homes]
+        for room in holders:
+            setattr(room, name, function)
+        replaced += [f"{name} of {home}" for home in homes]
+    if not replaced:
+        raise pytest.UsageError(f"--mine {file}: expected a function with the name of one in "
+                                "k2ref, found none")
+    return replaced
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+def is_own_function(value):
+    """Say whether this is a function of k2ref, a cached one included, and no class."""
+    return (callable(value) and not isinstance(value, type)
+            and str(getattr(value, "__module__", "")).startswith("k2ref."))
 
 
 def kernel_paths():

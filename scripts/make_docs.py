@@ -1,0 +1,55 @@
+"""Run the blocks of docs/*.md and fill in what they print and quote.
+
+    python scripts/make_docs.py                     rewrite outputs and quotes of all pages
+    python scripts/make_docs.py docs/09-router.md   of these pages only
+    python scripts/make_docs.py --check [PAGES]     change nothing, fail if a page is out of date
+
+Each fault is a line `docs/NAME.md:LINE: what is wrong`. `doc_blocks.py` says what a page may hold,
+`doc_links.py` checks its links and pictures.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import doc_blocks  # noqa: E402
+import doc_links  # noqa: E402
+
+DOCS = doc_blocks.ROOT / "docs"
+
+
+def faults_of(path, rewrite=False):
+    """List a page's faults, in the order of its lines; those that rewriting cured are left out."""
+    text = path.read_text(encoding="utf-8")
+    correct, faults = doc_blocks.examine(text, path.name)
+    if rewrite:
+        faults = [fault for fault in faults if not fault.fixable]
+        if correct != text:
+            path.write_text(correct, encoding="utf-8")
+    linked = [doc_blocks.Fault(*fault) for fault in doc_links.faults_of(path)]
+    return sorted(faults + linked)
+
+
+def main():
+    """Rewrite the pages, or with --check compare; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if out of date")
+    parser.add_argument("pages", nargs="*", type=Path, help="pages; by default all of docs/")
+    arguments = parser.parse_args()
+    found = []
+    for path in arguments.pages or sorted(DOCS.glob("*.md")):
+        name = os.path.relpath(path)
+        for fault in faults_of(path.resolve(), rewrite=not arguments.check):
+            print(f"{name}:{fault.line}: {fault.message}", flush=True)
+            found.append(fault)
+    if not arguments.pages:
+        for name in doc_links.unreachable(DOCS):
+            print(f"docs/index.md:1: no way leads from here to {name}")
+            found.append(name)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
