@@ -142,7 +142,6 @@ def train(args, config, tokenizer):
             print(f"step {step + 1}  {n_tokens} tokens  loss {mean:.4f}  unseen lessons "
                   f"{unseen:.4f}, exact {n_exact}/{len(test)}  fullest expert {worst:.2f} x mean  "
                   f"{speed:.0f} tokens/s", flush=True)
-        if (step + 1) % 100 == 0 or step + 1 == args.steps:
             part = args.work.with_suffix(".part")
             torch.save({"step": step + 1, "n_tokens": n_tokens, "optimizer": optimizer.state(),
                         "weights": {n: w.detach() for n, w in weights.items()}}, part)

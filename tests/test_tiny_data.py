@@ -2,9 +2,11 @@
 
 import json
 import random
+import re
 
 import eval_tiny
 import pytest
+import tiny_columns
 import tiny_compare
 import tiny_data
 import tiny_facts
@@ -111,6 +113,22 @@ def test_one_step_gives_the_result_of_the_calculator(seed):
     (call,) = exchange.calls
     assert exchange.content == f"{tiny_words.argument(call)} = {call[3]}"
     assert demonstration.calculator(tiny_words.argument(call)) == call[3]
+
+
+@given(st.integers(0, 9999), st.integers(0, 9999))
+def test_solve_writes_the_sum_and_is_told_apart_by_the_pair_alone(a, b):
+    thinking, content = tiny_columns.solve(a, b)
+    assert content == f"{a} + {b} = {a + b}"
+    assert int(re.search(r"write (\d+)$", thinking)[1]) == a + b
+    assert tiny_columns.is_held_out(a, b) == tiny_columns.is_held_out(b, a)
+
+
+@given(SEEDS, st.booleans())
+def test_columns_draws_its_pair_from_the_wanted_side(seed, held_out):
+    exchange = tiny_sums.columns(random.Random(seed), held_out)
+    a, b = map(int, re.match(r"(\d+) \+ (\d+)", exchange.thinking).groups())
+    assert tiny_columns.is_held_out(a, b) == held_out
+    assert exchange.content == f"{a} + {b} = {a + b}"
 
 
 @given(SEEDS)
