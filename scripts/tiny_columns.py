@@ -1,8 +1,13 @@
 """Addition column by column from the right, as on paper; a line ends with what is written so far:
 
-    37 + 58
+    37 + 158: 2 and 3 digits
+    037 + 158
+    hundreds 0 + 1, tens 3 + 5, ones 7 + 8
     ones: 7 + 8 = 15, write 5, carry 1
     tens: 3 + 5 + 1 = 9, write 95
+    hundreds: 0 + 1 = 1, write 195
+
+Equal lengths and named pairs let a column be copied, not counted off from the right.
 
 A tenth of all pairs, by hash, is held out: `pair` draws none of them for a lesson, or, for a test,
 nothing else.
@@ -31,18 +36,23 @@ def number(rng, n_digits):
 def pair(rng, held_out=False, n_digits=None):
     """Draw two numbers, the longer of `n_digits`, from the wanted side of the split."""
     while True:
-        longest = n_digits or rng.choices([1, 2, 3, 4], [1, 3, 4, 5])[0]
-        shortest = longest if rng.random() < 0.45 else rng.randint(1, longest)
-        numbers = [number(rng, longest), number(rng, shortest)]
-        rng.shuffle(numbers)
+        lengths = [n_digits or n for n in rng.choices([1, 2, 3, 4], [2, 3, 4, 4], k=2)]
+        if n_digits:
+            lengths[0] = rng.choice([n_digits, rng.randint(1, n_digits)])
+        rng.shuffle(lengths)
+        numbers = [number(rng, n) for n in lengths]
         if is_held_out(*numbers) == held_out:
             return tuple(numbers)
 
 
 def solve(a, b):
     """Return the thinking and the answer that the model is to give for a + b."""
-    lines, written, carry = [f"{a} + {b}"], "", 0
-    columns = max(len(str(a)), len(str(b)))
+    n, m = len(str(a)), len(str(b))
+    columns = max(n, m)
+    x, y = f"{a:0{columns}}", f"{b:0{columns}}"
+    named = [f"{name} {i} + {j}" for name, i, j in zip(PLACES[columns - 1::-1], x, y, strict=True)]
+    lines = [f"{a} + {b}: {n} and {m} digits", f"{x} + {y}", ", ".join(named)]
+    written, carry = "", 0
     for place, name in enumerate(PLACES[:columns]):
         digits = [a // 10**place % 10, b // 10**place % 10] + [1] * carry
         total = sum(digits)

@@ -3,24 +3,35 @@
 from tiny_sums import fill, pair_key
 from tiny_words import Exchange, choose, is_held_out, noisy, numbers, split, whole
 
-LARGER = split("""
-Which is larger, {a} or {b}? | What is larger: {a} or {b}? | Which is bigger, {a} or {b}?
-Is {a} larger than {b}? | Which number is larger, {a} or {b}? | Compare {a} and {b}.
-{a} or {b}: which is larger?
-Which is more, {a} or {b}? | Is {a} more than {b}? | What is the larger of {a} and {b}?
-Is {a} bigger than {b}?
-Tell me the larger of {a} and {b}. | Find the larger number: {a}, {b} | max of {a} and {b}
-Which of {a} and {b} is larger? | Which one is bigger: {a} or {b}? | {a}, {b}: the bigger one?
-Is {a} greater than {b}?
-Which of the two is greater, {a} or {b}? | Pick the larger: {a} or {b} | Larger number: {a} or {b}?
+BIG = "[larger|bigger|greater|more|higher]"
+SMALL = "[smaller|less|lower]"
+TWO = "[{a} or {b}|{a} and {b}]"
+LARGER = split(f"""
+[Which|Which one|Which number|What|Which of them|Which of the two] is {BIG}[,|:| -] {{a}} or {{b}}?
+[Which|What|Tell me which|Say which|Which one] of {{a}} and {{b}} is {BIG}[?|, please.]
+[Is|Is the number|Is number] {{a}} {BIG} than {{b}}?
+[Is it true that|Is it so that|Is it right that] {{a}} is {BIG} than {{b}}?
+{{a}} or {{b}}[: which|, which|: what|; which one|, what] is {BIG}[?| please?]
+[Compare|Please compare|Can you compare|Now compare|Compare the numbers] {TWO}[.| please.| for me.]
+[Compare|Please compare|Compare these|I want to compare|Compare the two numbers]: {TWO}[| please]
+[Compare|Please compare|Could you compare|Let us compare] {{a}} [with|to|against] {{b}}.
+[What is|Tell me|Give me|Find|Say|Pick] the [larger|bigger|greater|higher] of {{a}} and {{b}}.
+[What is|Tell me|Find|Pick|Choose] the [larger|bigger|greater] [one|number][:|,| -] {TWO}
+[max|maximum|the maximum|the max|larger number|bigger number] of {{a}} and {{b}}[| please|, please]
+[Larger|Bigger|Greater|The larger|The bigger] [one|number]: {TWO}[?| please]
+[Do you know|Tell me|Can you say|Can you tell me|Say] [which|what] is {BIG}[,|:] {{a}} or {{b}}?
 """)
-SMALLER = split("""
-Which is smaller, {a} or {b}? | What is smaller: {a} or {b}? | Which is less, {a} or {b}?
-Which number is smaller, {a} or {b}? | {a} or {b}: which is smaller?
-What is the smaller of {a} and {b}?
-Tell me the smaller of {a} and {b}. | Find the smaller number: {a}, {b} | min of {a} and {b}
-Which of {a} and {b} is smaller? | Pick the smaller: {a} or {b} | Is {a} smaller than {b}?
-Is {a} less than {b}?
+SMALLER = split(f"""
+[Which|Which one|Which number|What|Which of the two] is {SMALL}[,|:| -] {{a}} or {{b}}?
+[Which|What|Tell me which|Say which|Which one] of {{a}} and {{b}} is {SMALL}[?|, please.]
+[Is|Is the number|Is number] {{a}} {SMALL} than {{b}}?
+[Is it true that|Is it so that|Is it right that] {{a}} is {SMALL} than {{b}}?
+{{a}} or {{b}}[: which|, which|: what|; which one|, what] is {SMALL}[?| please?]
+[What is|Tell me|Give me|Find|Say|Pick|Show me] the [smaller|lower|lesser] of {{a}} and {{b}}.
+[What is|Tell me|Find|Pick|Choose] the [smaller|lower|lesser] [one|number][:|,| -] {TWO}
+[min|minimum|the minimum|the min|smaller number|lower number] of {{a}} and {{b}}[| please|, please]
+[Smaller|Lower|Lesser|The smaller|The lower] [one|number]: {TWO}[?| please]
+[Do you know|Tell me|Can you say|Can you tell me|Say] [which|what] is {SMALL}[,|:] {{a}} or {{b}}?
 """)
 
 
@@ -37,22 +48,24 @@ def compare(rng, held_out=False):
                 b = int(str(a)[:cut] + str(b)[cut:])
         if a != b and is_held_out(*pair_key(a, b)) == held_out:
             break
-    x, y = str(a), str(b)
-    if len(x) != len(y):
-        sign = "more" if len(x) > len(y) else "less"
-        think = f"{a} has {len(x)} digits, {b} has {len(y)}. {len(x)} is {sign} than {len(y)}"
-    else:
-        think = f"Both have {len(x)} digits"
-        for i, j in zip(x, y, strict=True):
-            sign = "=" if i == j else "<" if i < j else ">"
-            think += f", {i} {sign} {j}"
-            if i != j:
-                break
-    best = max(a, b) if larger else min(a, b)
-    word = "larger" if larger else "smaller"
-    think += f". So {a} {'>' if a > b else '<'} {b}."
+    best, word = (max(a, b), "larger") if larger else (min(a, b), "smaller")
     content = f"{best} is {word}."
     if template.startswith("Is "):
         content = ("Yes, " if best == a else "No, ") + content
+    think = f"Compare {a} and {b}. {digits(a, b)}. The {word} is {best}."
     return Exchange(fill(noisy(rng, template), a=a, b=b), think, content,
                     held=[("compare it", template), pair_key(a, b)])
+
+
+def digits(a, b):
+    """Say how the two compare: by their lengths, else by the first digits that differ."""
+    x, y = str(a), str(b)
+    if len(x) != len(y):
+        sign = "more" if len(x) > len(y) else "less"
+        seen = f"{a} has {len(x)} digits, {b} has {len(y)}. {len(x)} is {sign} than {len(y)}"
+    else:
+        same = next(i for i in range(len(x)) if x[i] != y[i])
+        pairs = [f"{i} = {j}" for i, j in zip(x[:same], y[:same], strict=True)]
+        pairs.append(f"{x[same]} {'<' if x[same] < y[same] else '>'} {y[same]}")
+        seen = f"Both have {len(x)} digits: {', '.join(pairs)}"
+    return f"{seen}. So {a} {'>' if a > b else '<'} {b}"

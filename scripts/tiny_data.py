@@ -26,52 +26,16 @@ from tiny_words import (
     lookup,
     made_up,
     noisy,
-    split,
 )
 
 INTENTS = {  # how often each is drawn
-    tiny_sums.one_step: 8, tiny_sums.word_problem: 10, tiny_sums.chain: 6, tiny_sums.columns: 9,
-    tiny_sums.no_calculator: 3, tiny_compare.compare: 4, tiny_facts.fact: 28,
-    tiny_lookups.attribute: 9, tiny_lookups.look: 4, tiny_lookups.error: 2,
-    tiny_lookups.lookups_and_sum: 4, tiny_lookups.unfit: 3, tiny_lookups.trail: 4,
+    tiny_sums.one_step: 8, tiny_sums.word_problem: 10, tiny_sums.chain: 9, tiny_sums.columns: 9,
+    tiny_sums.no_calculator: 3, tiny_compare.compare: 4, tiny_facts.fact: 22,
+    tiny_lookups.attribute: 9, tiny_lookups.look: 5, tiny_lookups.error: 2,
+    tiny_lookups.lookups_and_sum: 5, tiny_lookups.unfit: 4, tiny_lookups.trail: 5,
     tiny_stories.story: 5, tiny_talk.joke: 1, tiny_talk.greeting: 3, tiny_talk.about: 3,
-    tiny_talk.unknown: 8, tiny_talk.repeat: 8,
+    tiny_talk.unknown: 9, tiny_talk.repeat: 8,
 }
-NOW = split("""
-now {p} | Now {p}. | and {p} | And {p}? | then {p} | Then {p}. | {p} | {p}. | Now {p}, please.
-Take that and {p}.
-And now {p}. | With that, {p}. | Then please {p}. | What if you {p}? | The result {p}? | ok, now {p}
-And if you {p}?
-Good. Now {p}. | Next, {p}. | After that {p}. | Thanks, now {p}. | Great, then {p}. | So {p}.
-Can you {p}? | Again: {p}
-Let us {p}. | Please {p}. | Also {p}. | Finally {p}. | To that, {p}. | Use the result: {p}.
-From that, {p}. | Continue: {p}
-""")
-
-
-def further(rng, before, held_out=False):
-    """Go on with the number of the exchange before: "now times 3"."""
-    left = int(before.then[1])
-    op = rng.choice("+-**")
-    template = choose(rng, "now", NOW, held_out)
-    numbers = [n for n in range(2, 100) if is_held_out(*tiny_sums.pair_key(left, n)) == held_out]
-    small = [n for n in numbers if n < 10]
-    b = rng.choice(small if small and rng.random() < 0.5 else numbers)
-    question = noisy(rng, template).replace("{p}", rng.choice(tiny_sums.THEN[op]).replace(
-        "{c}", str(b)))
-    held = [("now", template), tiny_sums.pair_key(left, b)]
-    calc = next((t for t in before.tools if t["function"]["name"] in CALCULATORS), None)
-    think = f"Now {left} {op} {b}."
-    if calc is None:
-        return tiny_sums.without_calculator(question, think, left, op, b,
-                                            f"{left} {op} {b} = {left + b}", held)
-    title, key = called(calc)
-    r = tiny_sums.result(left, op, b)
-    return Exchange(question, f"The result is {r}.", f"{left} {op} {b} = {r}",
-                    [(think, title, arguments({key: f"{left} {op} {b}"}), r)], before.tools, held,
-                    ("number", r))
-
-
 UNSPLIT = {"topic"}  # topics are also put together of words from the right side
 CALCULATORS = {"calculator", "calc", "math", "compute", "evaluate"}
 
@@ -86,7 +50,8 @@ def same_again(rng, before, held_out=False):
     x = query.removeprefix(f"{w} of ")
     thinking, _, _, shown = after.calls[0]
     thinking = f"I do not know {x}. I can use {title}."
-    after.question = noisy(rng, template).replace("{of}", rng.choice([f"of {x}", f"for {x}", x]))
+    of = rng.choice([f"of {x}", f"for {x}", x])
+    after.question = noisy(rng, template).replace("{of}", of).replace("{x}", x)
     after.calls = [(thinking, title, arguments({key: query}), shown)]
     after.tools, after.then = before.tools, before.then
     after.held = [("again", template)] + made_up(x)
@@ -99,7 +64,7 @@ def follow_up(rng, before, held_out=False):
     if kind == "fact" and before.then[1] in tiny_facts.OF:
         return tiny_facts.again(rng, before, held_out)
     if kind == "number" and before.then[1].lstrip("-").isdigit() and len(before.then[1]) < 8:
-        return further(rng, before, held_out)
+        return tiny_sums.further(rng, before, held_out)
     if kind == "attribute":
         return same_again(rng, before, held_out)
     return None
@@ -197,7 +162,7 @@ def window(rng, held_out=False):
 
     Half of the clients number the calls that are left anew, as the official API does.
     """
-    style = rng.choice(["number", "number", "number", "word", "code", "noun"])
+    style = rng.choice(["number"] * 3 + ["word", "word", "code", "code", "noun"])
     kept = rng.choice([1, 2, 3, 3, 3, 4, 5, 6, 8])
     first = tiny_lookups.page(rng, style, held_out)
     found = tiny_lookups.trail(rng, held_out, kept + 2, style, first)

@@ -2,6 +2,7 @@
 
 import re
 
+from tiny_openers import asking
 from tiny_tables import (
     AUTHORS,
     COLOURS,
@@ -17,230 +18,234 @@ from tiny_tables import (
     YOUNG,
     around,
 )
-from tiny_words import Exchange, choose, is_held_out, noisy, split
+from tiny_words import Exchange, choose, noisy, split
 
-# topic: (what they ask for, answer, facts, phrasings); {k} is what is known, {v} what is asked for.
+# topic: (what they ask for, answer, facts, what to ask for, own ways to ask); {k} is what is
+# known, {v} what is asked for.
 TOPICS = {
     "capital": ("the capital of {k}", "The capital of {k} is {v}.",
-                [(k, v) for k, v, _ in COUNTRIES], """
-What is the capital of {k}? | What's the capital of {k}? | Tell me the capital of {k}.
-capital of {k}
-Name the capital of {k}. | Which city is the capital of {k}? | The capital of {k}? | {k}: capital?
-Do you know the capital of {k}? | What city is the capital of {k}? | Give me the capital of {k}.
-Can you tell me the capital of {k}? | {k}'s capital | What is {k}'s capital?
-Which is the capital of {k}?
-I need the capital of {k}. | What is the capital city of {k}? | The capital city of {k} is?
-Capital: {k}
-For {k}, what is the capital? | What is the name of the capital of {k}?
-Who knows the capital of {k}?
-Say the capital of {k}. | In {k}, which city is the capital? | What capital does {k} have?
-{k} capital
-The capital of {k} is | Could you name the capital of {k}? | Please name {k}'s capital.
-{k} has which capital?
-Remind me of the capital of {k}. | I forgot the capital of {k}. | I want to know the capital of {k}.
-Which capital belongs to {k}? | What do they call the capital of {k}?
-Where is the government of {k}?
-Quiz: the capital of {k}? | Let me know the capital of {k}.
-My question is about the capital of {k}.
+                [(k, v) for k, v, _ in COUNTRIES],
+                "[the capital of {k}|the capital city of {k}|{k}'s capital]", """
+[Which|What] [city|town] is the [capital|capital city] of {k}[?| now?| today?]
+[Which|What] [capital|capital city] [does {k} have|has {k}|belongs to {k}|goes with {k}]?
+{k}[:||,| -|: the|, the|: name the|: its] [capital|capital city][?|]
+[Capital|The capital|Capital city|Capital of|Quiz, capital|Wanted, capital|The capital of]: {k}[?|]
+[For|In|As for|About] {k}[,|:] [what|which city|which] is the [capital|capital city]?
+{k} has [which|what] [capital|capital city|city as its capital|city as capital|main city]?
+[Do you know|Tell me|Can you say|I want to know] which city is the capital of {k}[.| now.]
+[Where is|In which city is|What city has|Which city has] the government of {k}[?| now?| today?]
+[What|Which] is the [name|city|name of the city] [that is|which is] the capital of {k}?
+[What|How] do [you|they|people|we] call the [capital|capital city] of {k}?
 """),
     "country": ("the country of {k}", "{k} is the capital of {v}.",
-                [(v, k) for k, v, _ in COUNTRIES], """
-{k} is the capital of which country? | Which country has the capital {k}? | Where is {k}?
-In which country is {k}?
-What country is {k} in? | {k} is in which country? | Which country is {k} the capital of?
-Where do I find {k}?
-{k} is the capital of what? | Name the country of {k}. | What country has {k} as its capital?
-Where does {k} lie?
-Tell me where {k} is. | The country of {k}? | In what country do I find {k}? | Whose capital is {k}?
-Of which country is {k} the capital? | What country does {k} belong to? | {k}: which country?
-Which land has the capital {k}?
-I am going to {k}. Which country is that? | Do you know where {k} is? | Which state does {k} govern?
-{k} is a capital. Of which country? | Can you tell me which country {k} is in?
-{k} lies in which country?
+                [(v, k) for k, v, _ in COUNTRIES],
+                "[the country of {k}|the country with the capital {k}|the country whose capital is "
+                "{k}]", """
+[Which|What] [country|land|state] is {k} [in|the capital of|the capital city of|part of]?
+{k} [is|lies|is found|stands] in [which|what] [country|land|state]?
+{k} is the [capital|capital city] of [which|what] [country|land|state]?
+[In|Of] [which|what] [country|land|state] is {k}[ the capital|]?
+In [which|what] [country|land|state] [lies|do I find|can I find|do we find] {k}?
+[Which|What] [country|land|state] has [the capital {k}|{k} as its capital|{k} for a capital]?
+[Where is|Where's|Where do I find|Where can I find|So where is|And where is] {k}[?| exactly?| then?]
+[Tell me|Do you know|Can you say|I want to know|Can you tell me|I wonder] where {k} [is|lies].
+[Tell me|Do you know|Can you say|I want to know|I wonder] which country {k} is [in|the capital of].
+[Country|Which country|What country|The country|Capital of which country|Where]: {k}[?|]
+{k}[:| -|,] [country|which country|what country|where|in which country|the capital of what]?
+[Whose capital|Whose capital city|The capital of which country|The capital of what] is {k}[?| now?]
+[I am going to|I will visit|We fly to|I live in] {k}. [Which|What] country is [that|it in|this]?
 """),
     "continent": ("the continent of {k}", "{k} is in {v}.",
-                  [(k, v) for k, _, v in COUNTRIES if not k.startswith("the ")], """
-Which continent is {k} in? | On which continent is {k}? | What continent is {k} on?
-{k} is on which continent?
-What is the continent of {k}? | In which continent is {k}? | {k}: continent?
-Name the continent of {k}.
-Tell me the continent of {k}. | Which continent does {k} belong to? | The continent of {k}?
-continent of {k}
-{k} belongs to which continent? | Do you know the continent of {k}?
-In what continent do I find {k}?
-Which part of the world is {k} in? | What continent has {k}? | Give me the continent of {k}.
-{k} continent
-On what continent does {k} lie? | Can you tell me the continent of {k}?
-{k} is part of which continent?
-Say on which continent {k} is. | What continent does {k} lie on? | I need the continent of {k}.
-For {k}, which continent? | {k} lies on which continent? | Could you name the continent of {k}?
+                  [(k, v) for k, _, v in COUNTRIES if not k.startswith("the ")],
+                  "[the continent of {k}|{k}'s continent|the continent that {k} is in]", """
+[Which|What] continent [is {k} in|is {k} on|does {k} belong to|is {k} part of|has {k}]?
+[In|On] [which|what] continent [is|lies|do I find|can I find|do we find] {k}?
+{k} [is|lies] [in|on] [which|what] continent?
+{k} [belongs to|is part of|is found on] [which|what] continent[?| again?]
+{k}[:||,| -|: which|: what|: the] continent[?|]
+[Continent|The continent|Which continent|What continent|Continent of|Quiz, continent]: {k}[?|]
+[Tell me|Do you know|Can you say|I want to know|I wonder] [which|what] continent {k} is [in|on].
+In [which|what] part of the world [is|lies|do I find|can I find] {k}[?| then?]
+[Which|What] part of the world [is {k} in|has {k}|does {k} belong to][?| again?]
+[For|As for|About] {k}[,|:] [which|what|what is the] continent?
 """),
     "opposite": ("the opposite of {k}", "The opposite of {k} is {v}.",
-                 OPPOSITES + [(v, k) for k, v in OPPOSITES if v != "weightless"], """
-What is the opposite of {k}? | What's the opposite of {k}? | Opposite of {k}? | The opposite of {k}
-opposite: {k}
-Tell me the opposite of {k}. | Give me the opposite of {k}. | Name the opposite of {k}.
-{k}: opposite?
-Which word is the opposite of {k}? | What is the reverse of {k}?
-What word means the opposite of {k}?
-Do you know the opposite of {k}? | If it is not {k}, it is what? | I need the opposite of {k}.
-{k} is the opposite of what?
-Not {k} but? | What is the contrary of {k}? | An antonym of {k} | What is an antonym of {k}?
-{k} and its opposite
-Find the opposite of {k}. | Can you say the opposite of {k}? | Say the opposite of {k}.
-The contrary of {k}?
-Which word is contrary to {k}? | What is the other side of {k}? | Turn {k} into its opposite.
-antonym of {k}
-Please give the antonym of {k}. | What word is the contrary of {k}?
-What do you call the opposite of {k}?
+                 OPPOSITES + [(v, k) for k, v in OPPOSITES if v != "weightless"],
+                 "[the opposite of {k}|the contrary of {k}|the antonym of {k}]", """
+[Which|What] word is [the opposite of|the contrary of|contrary to|an antonym of] {k}?
+[Which|What] word means the [opposite|contrary|reverse] of {k}[?| again?]
+{k}[:| -|: the|, and its|: its| and its] [opposite|antonym|contrary][?|]
+[Opposite|The opposite|Opposite of|Antonym|Antonym of|Contrary of|Quiz, opposite]: {k}[?|]
+What do [you|we|they|people] call the [opposite|contrary|reverse] of {k}?
+{k} is the [opposite|contrary|reverse|antonym] of [what|which word]?
+[If it is not|If something is not|When it is not] {k}, [it is what|what is it|then what is it]?
+[Turn|Change|Make] {k} into its [opposite|contrary|antonym|reverse].
+[What is|What's|Name|Find|Give me] [an antonym of|an antonym for|a word opposite to] {k}[.| now.]
+[Not {k}|It is not {k}|Not {k} at all], but [what|the opposite|rather what]?
 """),
-    "symbol": ("the symbol of {k}", "The symbol of {k} is {v}.", SYMBOLS, """
-What is the symbol of {k}? | What is the chemical symbol of {k}? | The symbol for {k}
-Symbol of {k}?
-What is the chemical symbol for {k}? | Tell me the symbol of {k}.
-Give me the chemical symbol of {k}.
-Which symbol does {k} have? | How do chemists write {k}? | {k}: symbol?
-Which letters stand for {k}?
-What is {k}'s symbol? | Name the symbol of {k}. | What symbol stands for {k}?
-chemical symbol of {k}
-Do you know the symbol of {k}? | In chemistry, what is {k}? | The chemical sign for {k}?
-What sign has {k}?
-The element {k} has which symbol? | How is {k} written in chemistry? | I need the symbol of {k}.
-What is the sign of the element {k}? | Find the symbol for {k}.
-What does {k} look like in a formula?
+    "symbol": ("the symbol of {k}", "The symbol of {k} is {v}.", SYMBOLS,
+               "[the symbol of {k}|the symbol for {k}|the chemical symbol of {k}|the chemical "
+               "sign for {k}|{k}'s symbol]", """
+[Which|What] [symbol|chemical symbol|sign|chemical sign] does {k} have[?| again?]
+[Which|What] [symbol|sign|chemical symbol|abbreviation] [stands for|means|is used for] {k}?
+How [do chemists|do they|do people|do you|do we] write {k}[ in chemistry| in a formula| in short]?
+How is {k} [written|shown|named] in [chemistry|a formula|the periodic table|formulas]?
+{k}[:| -|,|: the|: its|: chemical] [symbol|sign][?|]
+[Symbol|The symbol|Chemical symbol|Symbol of|Symbol for|Element|Quiz, symbol]: {k}[?|]
+[The element|The chemical element|The substance] {k} has [which|what] [symbol|sign|letters]?
+[In chemistry|In a formula|In the periodic table|As a symbol], [what|how] is {k}[ written|]?
+[Tell me|Do you know|I want to know|Can you say] [how to write|the letters for] {k} in chemistry.
 """),
-    "young": ("a young {k}", "A young {k} is called a {v}.", YOUNG, """
-What is a young {k} called? | What is a baby {k}? | What do you call a young {k}?
-A young {k} is called?
-What is a baby {k} called? | The name of a young {k}? | Name for a baby {k}?
-What do we call a baby {k}?
-What is the word for a young {k}? | A baby {k} is a what? | How is a young {k} called?
-Name of the young of a {k}
-Tell me the name of a young {k}. | What is the young of a {k}?
-What do people call the child of a {k}?
-Do you know what a baby {k} is called? | The young of a {k}? | What is the child of a {k} called?
+    "young": ("a young {k}", "A young {k} is called a {v}.", YOUNG,
+              "[the name of a young {k}|the name of a baby {k}|the name for a young {k}|the word "
+              "for a baby {k}|the word for a young {k}|the young of a {k}]", """
+What [is|do you call|do we call|do people call|do they call] a [young|baby|little] {k}[?| then?]
+What is [a young|a baby|the young of a|the child of a|the baby of a] {k} called[?| again?]
+[What|How] is [the young|the child|the baby|the little one] of a {k} [called|named]?
+A [young|baby|little] {k} is [called|a|named] [what|how]?
+[Young|Baby|Young of a|Baby of a|A young|A baby] {k}[?|: name?|: what is it called?| is a]
+[Tell me|Do you know|I want to know|Can you say|I wonder] what a [young|baby] {k} is called[.| now.]
+{k}: [young|baby|child|name of the young|name of the baby|what is the young called][?|]
 """),
-    "sound": ("the sound of a {k}", "A {k} says {v}.", SOUNDS, """
-What sound does a {k} make? | What does a {k} say? | What does the {k} say? | The sound of a {k}?
-Which sound does a {k} make? | How does a {k} sound? | What noise does a {k} make?
-A {k} says what?
-What is the sound of a {k}? | Tell me the sound of a {k}. | What do you hear from a {k}? | {k} sound
-What does a {k} sound like? | Make the sound of a {k}. | Which noise comes from a {k}? | A {k} goes?
-Do you know what a {k} says? | How does a {k} go? | What call has a {k}? | The noise of a {k}?
+    "sound": ("the sound of a {k}", "A {k} says {v}.", SOUNDS,
+              "[the sound of a {k}|the noise of a {k}|the sound that a {k} makes|the noise that a "
+              "{k} makes|the call of a {k}]", """
+[What|Which] [sound|noise|call] does [a|the] {k} make[?| then?| again?]
+What does [a|the] {k} [say|sound like][?| then?| again?| when it calls?| all day?]
+How does [a|the] {k} [sound|go|call][?| then?| again?]
+[A|The] {k} [says|goes|makes|sounds like] [what|what sound|which sound]?
+{k}[:|| -|,] [sound|noise|call|what does it say|what sound|which sound|says what][?|]
+[Sound|Noise|Sound of|The sound|Animal sound|Which sound|Call]: {k}[?|]
+[Make|Do|Say|Imitate|Give me] the [sound|noise|call] of [a|the] {k}[.| now.]
+[Tell me|Do you know|I want to know|Can you say|I wonder] what a {k} [says|sounds like].
+[What|Which sound|Which noise] [do you hear|do I hear|comes|do we hear] from a {k}?
 """),
-    "legs": ("the legs of a {k}", "A {k} has {v} legs.", LEGS, """
-How many legs does a {k} have? | How many legs has a {k}? | The number of legs of a {k}?
-legs of a {k}
-A {k} has how many legs? | Tell me how many legs a {k} has. | How many legs are on a {k}?
-On how many legs does a {k} walk?
-What is the number of legs of a {k}? | Count the legs of a {k}.
-How many legs can you count on a {k}?
-Do you know how many legs a {k} has? | Number of legs: {k} | With how many legs is a {k} born?
-{k} legs?
+    "legs": ("the legs of a {k}", "A {k} has {v} legs.", LEGS,
+             "[the number of legs of a {k}|the number of legs that a {k} has|the number of a {k}'s "
+             "legs]", """
+How many legs [does a {k} have|has a {k}|are on a {k}|does the {k} have|has the {k} got][?| then?]
+[A|The|One|Any] {k} has how many legs[?| then?| in all?]
+On how many legs does [a|the|any] {k} [walk|stand|go|run][?| about?]
+[Tell me|Do you know|I want to know|Can you say|I wonder] how many legs a {k} has[.| in all.]
+[Count|Count up|Number|Find] the legs of [a|the|one|any] {k}[.| for me.]
+[Legs|Number of legs|How many legs|Leg count|The legs|Legs of a]: {k}[?|]
+{k}[:| -|,] [legs|how many legs|number of legs|leg count][?|]
+[With|On|Upon] how many legs [is|was] a {k} [born|seen]?
 """),
-    "colour": ("the colour of {k}", "The colour of {k} is {v}.", COLOURS, """
-What colour is {k}? | What color is {k}? | Which colour has {k}? | What is the colour of {k}?
-The colour of {k}?
-What is the color of {k}? | Tell me the colour of {k}. | Of what colour is {k}? | color of {k}
-{k} is what colour?
-Which color is {k}? | Name the colour of {k}. | {k} has which colour?
-Do you know the colour of {k}?
-In what colour do I paint {k}? | Give me the color of {k}. | What does {k} look like, which colour?
+    "colour": ("the colour of {k}", "The colour of {k} is {v}.", COLOURS,
+               "[the colour of {k}|the color of {k}|the usual colour of {k}]", """
+[What|Which] [colour|color] [is|has|does] {k}[?| normally?| usually?| mostly?]
+Of [what|which] [colour|color] is {k}[?| normally?| usually?| mostly?]
+{k} [is|has] [what|which] [colour|color][?| normally?]
+{k}[:| -|,|: what|: which|: the] [colour|color][?|]
+[Colour|Color|Colour of|Color of|The colour|The color|Which colour|What color]: {k}[?|]
+[In|With] [what|which] [colour|color] [do I|should I|do you|would you] [paint|draw] {k}?
+[Tell me|Do you know|I want to know|Can you say|I wonder] [what|which] [colour|color] {k} [is|has].
 """),
-    "language": ("the language of {k}", "In {k} people speak {v}.", LANGUAGES, """
-What language do they speak in {k}? | Which language is spoken in {k}?
-What is the language of {k}?
-What do people speak in {k}? | The language of {k}? | Which language do people in {k} speak?
-language in {k}
-What language is spoken in {k}? | Tell me the language of {k}.
-In {k}, which language do people speak?
-Which language should I learn for {k}? | What do they speak in {k}? | {k}: language?
-How do people in {k} talk?
-Name the language of {k}. | Do you know the language of {k}? | What language do I need in {k}?
-{k} speaks what?
+    "language": ("the language of {k}", "In {k} people speak {v}.", LANGUAGES,
+                 "[the language of {k}|the language in {k}|the language spoken in {k}|the language "
+                 "that they speak in {k}]", """
+[What|Which] language [do they speak|is spoken|do people speak|do we hear|do I need] in {k}[?| now?]
+[What|Which language] do [people|they|most people|children] [speak|talk] in {k}[?| today?]
+[What|Which] language do [people|most people|the people|children] in {k} speak[?| today?]
+In {k}[,| then,|:] [what|which] language [do people speak|is spoken|do they speak]?
+{k}[:| -|,|: what|: which|: the] language[?|]
+[Language|The language|Which language|What language|Language of|Language in|Spoken]: {k}[?|]
+[What|Which] language [should I learn|must I learn|do I learn|should I speak] [for|in] {k}?
+[Tell me|Do you know|I want to know|Can you say|I wonder] [what|which language] they speak in {k}.
+How do [people|they|most people|children] [in {k} talk|talk in {k}|in {k} speak]?
 """),
-    "author": ("the author of {k}", "{k} was written by {v}.", AUTHORS, """
-Who wrote {k}? | Who is the author of {k}? | The author of {k}? | {k} was written by whom?
-Who has written {k}?
-Which author wrote {k}? | Tell me who wrote {k}. | Name the author of {k}.
-Who was the author of {k}?
-By whom is {k}? | Who is {k} by? | author of {k} | Which writer wrote {k}? | The writer of {k}?
-{k}, by whom?
-Do you know who wrote {k}? | {k} is a book by? | Who was the writer of {k}? | Whose work is {k}?
-Whose book is {k}?
+    "author": ("the author of {k}", "{k} was written by {v}.", AUTHORS,
+               "[the author of {k}|the writer of {k}|{k}'s author]", """
+Who [wrote|has written|was it that wrote|is it that wrote|once wrote|really wrote] {k}[?| again?]
+Who [is|was] the [author|writer] [of|behind] {k}[?| again?| then?]
+[Which|What] [author|writer|person] [wrote|has written|gave us] {k}[?| again?]
+[By whom|By which author|By which writer|By what author] [is|was] {k}[ written|]?
+{k}[:| -|,] [author|writer|by whom|who wrote it|written by whom|who is the author][?|]
+[Author|The author|Writer|Author of|Written by|Who wrote|Book]: {k}[?|]
+{k} [was written by|is a book by|is by|is a work of|was made by] [whom|which author|which writer]?
+Whose [book|work|story|text] is {k}[?| again?| then?]
+[Tell me|Do you know|I want to know|Can you say|I wonder] who wrote {k}[.| again.]
+[Who is {k} by|Who was {k} by|Who was {k} written by|Who is it that {k} is by][?| again?]
 """),
-    "day after": ("the day after {k}", "{v} comes after {k}.", around(DAYS), """
-What day comes after {k}? | Which day comes after {k}? | What is the day after {k}?
-The day after {k}? | after {k}?
-What day follows {k}? | Which day follows {k}? | {k} is followed by?
-Today is {k}. What day is tomorrow?
-If today is {k}, what is tomorrow? | What comes after {k}? | Tell me the day after {k}.
-Which day is next after {k}?
-What is the next day after {k}? | After {k} comes which day? | It is {k}. And tomorrow?
-Name the day after {k}.
+    "day after": ("the day after {k}", "{v} comes after {k}.", around(DAYS),
+                  "[the day after {k}|the next day after {k}|the day that follows {k}|the day that "
+                  "comes after {k}]", """
+[What|Which] day [comes after|follows|is after|is next after|comes right after] {k}[?| again?]
+[Today is|It is|If today is|If it is|Now it is] {k}, [what|which] day is tomorrow?
+[Today is|It is|Now it is|We have] {k}[. And|, and|. Then what is|, what is] tomorrow?
+{k} is [followed by|before|right before|just before] [what|which] day[?| of the week?]
+After {k} [comes|is|follows] [which|what] day[?| then?]
+[Next day|Day after|The next day|The day after|Day following|After]: {k}[?|]
 """),
     "day before": ("the day before {k}", "{v} comes before {k}.",
-                   [(v, k) for k, v in around(DAYS)], """
-What day comes before {k}? | Which day comes before {k}? | What is the day before {k}?
-The day before {k}?
-If today is {k}, what was yesterday? | Today is {k}. What day was yesterday?
-What comes before {k}? | before {k}?
-Tell me the day before {k}. | Which day is right before {k}? | Before {k} comes which day?
-Name the day before {k}.
-It is {k}. And yesterday? | What day precedes {k}? | {k} follows which day?
-Which day did {k} follow?
+                   [(v, k) for k, v in around(DAYS)],
+                   "[the day before {k}|the last day before {k}|the day that precedes {k}|the day "
+                   "that comes before {k}]", """
+[What|Which] day [comes before|precedes|is before|is right before|comes just before] {k}[?| again?]
+[Today is|It is|If today is|If it is|Now it is] {k}, [what|which] day was yesterday?
+[Today is|It is|Now it is|We have] {k}[. And|, and|. Then what was|, what was] yesterday?
+{k} [follows|is after|is right after|comes after|is just after] [what|which] day[?| of the week?]
+Before {k} [comes|is] [which|what] day[?| then?| again?]
+[Day before|The day before|Previous day|The previous day|Day preceding|Before]: {k}[?|]
 """),
-    "month after": ("the month after {k}", "{v} comes after {k}.", around(MONTHS), """
-What month comes after {k}? | Which month comes after {k}? | What is the month after {k}?
-The month after {k}?
-What month follows {k}? | Which month follows {k}? | It is {k}. What is next month?
-Tell me the month after {k}.
-If it is {k}, what is next month? | After {k} comes which month? | Name the month after {k}.
-Next month after {k}?
-Which month is next after {k}? | What is the next month after {k}?
-When {k} is over, which month begins?
+    "month after": ("the month after {k}", "{v} comes after {k}.", around(MONTHS),
+                    "[the month after {k}|the next month after {k}|the month that follows {k}|the "
+                    "month that comes after {k}]", """
+[What|Which] month [comes after|follows|is after|is next after|comes right after] {k}[?| again?]
+[It is|If it is|Now it is|We have|If we have] {k}, [what|which] month is next?
+[It is|If it is|Now it is|We have] {k}, [what is|name|tell me] [next month|the next month]?
+{k} is [followed by|before|right before|just before] [what|which] month[?| of the year?]
+After {k} [comes|is|follows|begins] [which|what] month[?| then?]
+When {k} [is over|ends|has ended|is done], [which|what] month [begins|comes|starts|is next]?
+[Next month|Month after|The next month|The month after|Month following]: {k}[?|]
 """),
     "month before": ("the month before {k}", "{v} comes before {k}.",
-                     [(v, k) for k, v in around(MONTHS)], """
-What month comes before {k}? | Which month comes before {k}? | What is the month before {k}?
-The month before {k}?
-It is {k}. What was last month? | Tell me the month before {k}. | Before {k} comes which month?
-If it is {k}, what was last month? | Name the month before {k}. | What month precedes {k}?
-Which month is before {k}?
-Which month is right before {k}? | What is the last month before {k}? | {k} follows which month?
+                     [(v, k) for k, v in around(MONTHS)],
+                     "[the month before {k}|the last month before {k}|the month that precedes {k}|"
+                     "the month that comes before {k}]", """
+[What|Which] month [comes before|precedes|is before|is right before] {k}[?| again?]
+[It is|If it is|Now it is|We have] {k}, [what was|name|tell me] [last month|the last month].
+[It is|If it is|Now it is|We have] {k}, [which|what] month [was last|was before|just ended]?
+{k} [follows|is after|is right after|comes after|is just after] [what|which] month[?| of the year?]
+Before {k} [comes|is|was] [which|what] month[?| then?| again?]
+[Month before|The month before|Previous month|The previous month|Month preceding]: {k}[?|]
 """),
     "month number": ("the {k} month", "The {k} month is {v}.",
-                     list(zip(ORDINALS, MONTHS, strict=True)), """
-What is the {k} month? | Which is the {k} month of the year? | The {k} month? | Name the {k} month.
-{k} month
-What is the {k} month of the year? | Tell me the {k} month. | Which month is the {k}?
-Which month is the {k} one?
-What month is the {k} of the year? | Do you know the {k} month? | Give me the {k} month.
-The {k} month of the year is?
+                     list(zip(ORDINALS, MONTHS, strict=True)),
+                     "[the {k} month|the {k} month of the year|the {k} month in the year]", """
+[Which|What] month [is the {k}|is the {k} one|comes {k}|is {k}|is in {k} place][?| of the year?]
+[Which|What] is the {k} month [of the year|in the year|of a year|of twelve][?| again?]
+[Of|Among] [the months|the twelve months|all months], [which|what] is the {k}?
+[In the year|In a year|Of all months], [which|what] [month is the {k}|is the {k} month]?
+[Do you know|Tell me|Can you say|I wonder] which month is the {k}[.| one.| of the year.]
 """),
     "weekday": ("the {k} day", "The {k} day of the week is {v}.",
-             list(zip(ORDINALS[:7], DAYS, strict=True)), """
-What is the {k} day of the week? | Which is the {k} day of the week? | The {k} day of the week?
-Name the {k} day.
-Tell me the {k} day of the week. | Which day is the {k}? | What day is the {k} of the week?
-{k} day of the week
+                list(zip(ORDINALS[:7], DAYS, strict=True)),
+                "[the {k} day of the week|the {k} day in the week|the {k} day|the {k} weekday]", """
+[Which|What] day [is the {k}|is the {k} one|comes {k}|is {k}|is in {k} place][?| of the week?]
+[Which|What] is the {k} day [of the week|in the week|of a week|of seven][?| again?]
+[In the week|In a week|Of all days], [which|what] [day is the {k}|is the {k} day]?
+[Do you know|Tell me|Can you say|I wonder] which day is the {k}[.| one.| of the week.]
 """),
 }
-PHRASINGS = {topic: split(entry[3]) for topic, entry in TOPICS.items()}
+PHRASINGS = {topic: asking(entry[3]) + split(entry[4]) for topic, entry in TOPICS.items()}
+# {of} is "of France", "for France" or "France", {x} the name alone.
 AGAIN = split("""
-And {of}? | and {of}? | What about {of}? | And what about {of}? | Now {of}. | And the one {of}?
-{of}?
-Then {of}? | How about {of}? | and now {of} | Also {of}? | Same question {of}. | The same {of}?
-ok and {of}
-And {of}, please? | Next {of}. | And do you know it {of}? | And if I ask {of}? | also {of} please
-What is it {of}?
-Tell me it {of}. | Do the same {of}. | Now the same {of}. | Good. And {of}? | Thanks. {of}?
-Great, and {of}?
-Fine. Now {of}? | What would it be {of}? | Again, but {of}. | once more {of} | And finally {of}?
+[And|Now|Then|Next|Also|And now|And then|Next up|Next:|Now also] {of}[?| too?| again?]
+[What about|How about|And what about|And how about|Now what about|So what about] {x}[?| then?| now?]
+[Same question|The same|The same question|Again, but|Once more|Same again] [for|with] {x}[?| now?]
+[Good|Fine|Great|Thanks|Right|I see|Nice|Very good][.|!] [And|Now|Next|Then] {of}?
+[What is it|Tell me it|Do you know it|What would it be|And what is it] for {x}[?| then?| now?]
+[Tell me the same|Do the same|Now the same|And the same|I need the same] [for|with] {x}[.| too.]
+[And|Also|Then] {of}, [if you can|while we are at it|if you know|to go on|to finish]?
+[|ok and |ok, and |and also |or rather |no, |and again |now do ]{of}[?| now?| then?]
+[What if it is|And if it is|And if I say|What if I say|Let us take|Now take] {x}[?| then?]
+[And for the next one|Next one|Another one|One more|And another]: {x}[?|]
 """)
-OF = {"capital": "of {k} | for {k} | {k}", "opposite": "of {k} | for {k} | {k}",
-      "continent": "{k} | of {k} | for {k}", "symbol": "of {k} | for {k} | {k}",
-      "language": "in {k} | of {k} | {k}", "author": "{k}", "sound": "a {k} | of a {k} | the {k}",
+OF = {"capital": "{k} | of {k} | for {k}", "opposite": "{k} | of {k} | for {k}",
+      "continent": "{k} | of {k} | for {k}", "symbol": "{k} | of {k} | for {k}",
+      "language": "{k} | in {k} | of {k}", "author": "{k}", "sound": "a {k} | of a {k} | the {k}",
       "young": "a {k} | of a {k}", "legs": "a {k} | of a {k}", "colour": "{k} | of {k}"}
 SHARE = {"capital": 8, "country": 4, "continent": 4, "opposite": 4, "symbol": 2, "language": 2,
          "author": 2}
@@ -253,7 +258,7 @@ def draw(rng):
 
 def exchange(rng, topic, fact, question, held):
     """Answer a fact."""
-    what, answer, _, _ = TOPICS[topic]
+    what, answer = TOPICS[topic][:2]
     k, v = fact
     content = answer.replace("{k}", k).replace("{v}", v)
     thinking = f"They ask for {what.replace('{k}', k)}."
@@ -267,8 +272,6 @@ def exchange(rng, topic, fact, question, held):
 def fact(rng, held_out=False, topic=None):
     """Ask for a fact; held out are whole phrasings, for facts are to be known."""
     topic = topic or draw(rng)
-    while held_out and not any(is_held_out(topic, text) for text in PHRASINGS[topic]):
-        topic = draw(rng)
     template = choose(rng, topic, PHRASINGS[topic], held_out)
     known = rng.choice(TOPICS[topic][2])
     typed = known[0].lower() if rng.random() < 0.1 and topic != "symbol" else known[0]
@@ -284,12 +287,6 @@ def again(rng, before, held_out=False):
     _, topic, k = before.then
     template = choose(rng, "again", AGAIN, held_out)
     known = rng.choice([pair for pair in TOPICS[topic][2] if pair[0] != k])
-    of = rng.choice(split(OF[topic])).replace("{k}", known[0])
-    question = noisy(rng, template).replace("{of}", of)
+    ways = [way.replace("{k}", known[0]) for way in split(OF[topic])]
+    question = noisy(rng, template).replace("{of}", rng.choice(ways)).replace("{x}", ways[0])
     return exchange(rng, topic, known, question, [("again", template)])
-
-
-def n_held_out():
-    """Count the held-out phrasings by topic, to see that no topic is without."""
-    return {topic: sum(is_held_out(topic, text) for text in texts)
-            for topic, texts in PHRASINGS.items()}

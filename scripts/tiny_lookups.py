@@ -1,5 +1,6 @@
 """Lessons about tools that look things up and tools that lead from page to page."""
 
+from tiny_openers import asking
 from tiny_words import (
     HEROES,
     NOUNS,
@@ -32,55 +33,57 @@ LABELS = split("""
 code | owner | colour | status | address | nickname | password | email | leader | symbol | town
 founder | director | boss | motto | type | language | street | team | label | title | shelf
 """)
-ASK = split("""
-What is the {w} of {x}? | What's the {w} of {x}? | Tell me the {w} of {x}. | Find the {w} of {x}.
-Look up the {w} of {x}. | the {w} of {x} | {w} of {x}? | Give me the {w} of {x}.
-I need the {w} of {x}.
-Do you know the {w} of {x}? | Can you find the {w} of {x}? | Could you look up the {w} of {x}?
-Search for the {w} of {x}. | Which {w} does {x} have? | What {w} does {x} have? | What is {x}'s {w}?
-{x}: {w}? | Find out the {w} of {x}. | Get the {w} of {x}. | I want to know the {w} of {x}.
-Please check the {w} of {x}. | Show me the {w} of {x}. | For {x}, what is the {w}? | {x}'s {w}?
-Let me know the {w} of {x}. | Can you tell me the {w} of {x}? | What {w} has {x}?
-The {w} of {x}, please.
-Look for the {w} of {x}. | Query the {w} of {x}. | Is the {w} of {x} known?
-Who knows the {w} of {x}?
-What do we have as the {w} of {x}? | Check what the {w} of {x} is. | I forgot the {w} of {x}.
-My friend asked for the {w} of {x}. | About {x}: what is the {w}? | Say the {w} of {x}.
-{x} has which {w}?
+ASK = asking("[the {w} of {x}|{x}'s {w}]") + split("""
+[Look up|Search for|Look for|Query|Check|Get|Fetch|Find out] the {w} of {x}[.| for me.| now.]
+[Can|Could|Would|Will] you [look up|find|check|search for|find out|get] the {w} of {x}[?| for me?]
+[Which|What] {w} [does {x} have|has {x}|has {x} got|belongs to {x}|goes with {x}][?| again?]
+{x}[:||,| -|: the|: which|: its] {w}[?|]
+[For|As for|About|Concerning|With] {x}[,|:] what is [the|its] {w}?
+{x} has [which|what] {w}[?| now?| again?]
+[What do we have as|What is known about|What is given as] the {w} of {x}[?| again?| now?]
+[Check|Find out|Look up|See|Search for|Look] what the {w} of {x} is[.| now.]
+[Do you have|Do we have|Can we get|Can I get|Can you get] the {w} of {x}[?| now?| at hand?]
+[What is|Find|Look up|I need|Check|Get] the {w} [for|of the name|for the entry] {x}.
 """)
-LOOK = split("""
-Look up {x}. | Search for {x}. | What is {x}? | Who is {x}? | Find {x}. | Tell me about {x}.
-Look for {x}.
-Find out about {x}. | Search {x}. | Please look up {x}. | Can you look up {x}?
-What do you know about {x}?
-Get me information about {x}. | I want to know about {x}. | Could you search for {x}?
-Who or what is {x}?
-Check {x}. | Give me facts about {x}. | Do a search for {x}. | What can you find on {x}? | {x}?
-Do you have something on {x}? | Query {x}. | What does {x} mean? | Show me what you find about {x}.
-Have a look at {x}. | Inform me about {x}. | Is there anything on {x}? | Read up on {x}.
-Say what {x} is.
+# Ways that can only mean to look a name up; drawn more often than the others.
+CLEAR = split("""
+[Look up|Search for|Look for|Search|Query|Find out about|Read up on|Look into] {x}[.| for me.| now.]
+[Have a look at|Do a search for|Run a search for|Find facts about|Get facts about] {x}[.| for me.]
+[Can|Could|Would|Will] you [look up|search for|find|find out about|look for] {x}[?| for me?| now?]
+[I want|I need|I would like|I'd like|I have] to [look up|find out about|find] {x}[.| now.]
+[What|Who] is {x}[?| exactly?| really?| actually?| then?| again?]
+[Tell me|Tell us|Inform me|Teach me|Now tell me|Let me know] about {x}[.| now.| in short.]
+[What can you find|What do you know|What is there|What do we have|What do you find] [about|on] {x}?
+[Is there|Do you have|Do we have|Can you find] [anything|something|facts] [on|about] {x}?
 """)
-SUMS = split("""
-What is the {w} of {x} and {y} together? | Add the {w} of {x} and the {w} of {y}.
-Sum the {w} of {x} and {y}.
-What is the total {w} of {x} and {y}? | How much is the {w} of {x} plus the {w} of {y}?
-{w} of {x} plus {w} of {y}?
-Find the {w} of {x} and of {y} and add them. | Look up the {w} of {x} and {y} and add them.
-Add up the {w} of {x} and {y}.
-Give me the sum of the {w} of {x} and the {w} of {y}. | Together, what {w} do {x} and {y} have?
-I need the {w} of {x} plus that of {y}. | What do you get if you add the {w} of {x} and {y}?
-Compute the {w} of {x} plus the {w} of {y}. | The {w} of {x} and {y} in total?
-Total {w}: {x} and {y}
-How much {w} do {x} and {y} have together? | What is the {w} of {x} plus the {w} of {y}?
-Sum of the {w} of {x} and {y}
-Tell me the {w} of {x} and {y}, added. | Combine the {w} of {x} and {y}.
-Find the total {w} of {x} and {y}.
-Take the {w} of {x}, add the {w} of {y}. | For {x} and {y}, what is the {w} in total?
-{x} and {y}: total {w}?
-Calculate the total {w} of {x} and {y}. | What is {x}'s {w} plus {y}'s {w}?
-The sum of the {w} of {x} and {y}?
-Can you add the {w} of {x} and {y}? | I want the {w} of {x} and {y} together.
-Work out the {w} of {x} plus {y}.
+LOOK = CLEAR * 4 + split("""
+[Who or what|What or who|What kind of thing|What sort of thing|Whatever] is {x}[?| then?]
+[Tell me|Do you know|Can you tell me|I want to know|I wonder|Say] [what|who] {x} is[.| now.]
+[Give|Get|Show|Find] me [information|facts|details|the facts|something] [about|on] {x}[.| now.]
+[Find|Check|Check out|Explore] {x}[.| for me.| in the database.| in the table.| if you can.]
+{x}[?| now?|, what is that?|: what is it?|, who is that?|: who or what?|, what is it?|: any facts?]
+What does [the name|the word|the term|the entry] {x} [mean|stand for|refer to]?
+[My friend|My teacher|Somebody|A child|My sister] [asked about|wants to know about|asks about] {x}.
+""")
+SUMS = asking(
+    "[the total {w} of {x} and {y}|the combined {w} of {x} and {y}|the sum of the {w} of {x} and "
+    "{y}|the sum of the {w} of {x} and the {w} of {y}|the {w} of {x} plus the {w} of {y}|the {w} "
+    "of {x} plus that of {y}|the {w} of {x} and {y} together|the {w} of {x} and {y} in total|{x}'s "
+    "{w} plus {y}'s {w}]") + split("""
+[Add|Add up|Sum|Sum up|Total|Find and add|Look up and add] the {w} of {x} and {y}[.| for me.| now.]
+[Add|Add up|Sum|Sum up|Combine|Find and add] the {w} of {x} and the {w} of {y}[.| for me.| now.]
+[Add|Now add|Just add|First find and then add] {x}'s {w} [and|to] {y}'s {w}[.| for me.| now.]
+[Find|Look up|Get|Take|Search] the {w} of {x} and [of|that of] {y} and [add|sum|total] them[.| up.]
+[Take|Find|Get|Look up] the {w} of {x}[,| and|, then] add [the {w} of {y}|that of {y}][.| to it.]
+[How much|What] is the {w} of {x} [plus|added to|and] the {w} of {y}[?| in total?| together?]
+[What do you get|What do I get|What comes out] if [you|I|we] add the {w} of {x} and {y}?
+[Total|Combined|Sum of the|Added] {w}[:| of| for] {x} and {y}[?|]
+[Compute|Calculate|Work out|Figure out] the [total|combined|added] {w} of {x} and {y}[.| for me.]
+[Compute|Calculate|Work out|Figure out] the {w} of {x} [plus|added to] the {w} of {y}[.| for me.]
+[For|Concerning|About] {x} and {y}[,|:] what is the [total|combined|added] {w}[?| of the two?]
+{x} and {y}[:|,| -] [total|combined|the total|sum of the|added] {w}[?|]
+[Together|In total|Combined|All in all], [what|how much] {w} do {x} and {y} have?
+[How much|What] {w} do {x} and {y} have [together|in total|combined|between them|as a sum]?
 """)
 ERRORS = ["not found", "no entry", "timeout", "the service is down", "unknown name", "no result",
           "access denied", "bad request", "the database is empty", "too many requests"]
@@ -100,28 +103,29 @@ SAID = split("""
 {x} has {n} experts and {t}. | The {k} {x} sells {t}. | {x} lives with {n} {t}.
 {x} weighs {n} grams.
 """)
-GO = split("""
-Start at page {x} and follow the links to the end. | Follow the links from page {x}.
-Visit page {x} and go on.
-Go to page {x} and follow the trail. | Begin at {x} and follow every link.
-Follow the trail that starts at {x}.
-Open page {x}, then the next, until the end. | Starting from {x}, follow all links.
-Where does the trail from {x} end?
-Find the last page of the trail from {x}. | Page {x} has a link. Follow it to the end.
-Walk the links from {x}.
-Please follow the links, starting at {x}. | From page {x} go on until there is no link.
-Trace the pages from {x}.
-What is the last page after {x}? | Start with {x} and keep going. | Go through all pages from {x}.
-Trail: {x}
-Take page {x} and follow its links. | Visit {x} and every page after it. | Follow {x} to the end.
-Begin with page {x}.
-The trail begins at {x}. Follow it. | Read page {x} and the pages that follow.
-Where do the links from {x} lead?
-Go on from page {x} until the end. | Continue from {x} to the last page.
-Keep following links from {x}. | First page: {x}. Go.
-Which page comes last if I start at {x}? | Click through the pages from {x}.
-Follow the chain of pages from {x}.
+PAGES = split("""
+[Start|Begin|Set out|Set off] [at|from|with] <p> and [go on|keep going][.| to the end.]
+[Start|Begin] [at|from|with|on] <p> and follow [the links|every link|all links][.| to the end.]
+[Start|Begin|Start out] [at|from|with] <p>. [Follow the links|Keep following links|Go on].
+[Start|Begin] [at|with] <p> and [visit|open|read] [every next page|page after page][.| to the end.]
+[Go to|Open|Visit|Take|Read|Load] <p> and [follow its links|follow the trail|go on][.| to the end.]
+[Open|Visit|Read|Go to] <p>, then the next [one|page], [until the end|and so on].
+[Follow|Walk|Trace|Go along|Take] the [links|trail|pages] [from|starting at|starting with] <p>.
+[Follow|Walk|Trace] the [links|pages] that [start|begin] [at|with] <p>[.| to the end.]
+[Starting|Beginning|Going on|Coming] [from|at|with] <p>, follow [the links|all links|the trail].
+[From|At|With] <p> on, follow the [links|trail|pages][.| to the end.| until the last one.]
+[Where|At which page] [does the trail|does the chain|do the links] from <p> [end|lead]?
+[What is|Find|Tell me|Name|Give me|Which is] the last page [of the trail from|after] <p>.
+[Can|Could|Will|Would] you follow the [links|trail|pages] from <p>[?| to the end?]
+[Keep|Go on|Continue] [following links|from page to page], [starting at|from|first] <p>.
+[Click|Go|Read|Work] through [the|all the|all] pages [from|after] <p>[.| to the end.]
+[Trail|First page|Start page|Links from|Trail from|Pages from]: {x}[|. Go.|. Follow it.|. Go on.]
+[Which page|What page] [comes last|is the last] if I [start at|begin with|go from] <p>?
+[The trail|The chain|The path] [starts|begins] [at|with] <p>. [Follow it|Walk it|Go to its end].
+[I start|I begin|I am] [at|on] page {x}. [Which page is last|Where does it end|Follow the links].
 """)
+GO = [text.replace("<p>", "[page {x}|{x}]") for text in PAGES]
+STYLES = ["number", "number", "word", "word", "code", "code", "name", "noun"]
 NEXT = ["Next page: {x}", "Next page: {x}", "The next page is {x}.", "Go to {x}.", "Link: {x}",
         "next: {x}", "Continue with page {x}."]
 END = ["This is the last page.", "The end.", "No more links.", "There is no next page.",
@@ -268,7 +272,7 @@ def page(rng, style, held_out):
 
 def trail(rng, held_out=False, n_pages=None, style=None, first=None):
     """Follow links from page to page; each call is one step, the answer names the last page."""
-    style = style or rng.choice(["number", "number", "word", "code", "name", "noun"])
+    style = style or rng.choice(STYLES)
     template = choose(rng, "go", GO, held_out)
     n_pages = n_pages or rng.randint(1, 8)
     tool = visit(rng)

@@ -1,32 +1,20 @@
 """Stories: ways to ask for one, and the small grammar that tells it."""
 
+from tiny_openers import telling
 from tiny_words import HEROES, Exchange, choose, noisy, split
 
-STORY = split("""
-Tell me a story about a {x}. | Write a story about a {x}. | Can you tell a story about a {x}?
-A story about a {x}
-Tell a short story about a {x}. | Write a short story about a {x}. | I want a story about a {x}.
-a {x} story
-Story about a {x}, please. | Make up a story about a {x}. | Please write a tale about a {x}.
-Tell me about a {x} in a story.
-Give me a story with a {x}. | Invent a story about a {x}.
-I would like to hear a story about a {x}. | A tale of a {x}
-Tell us a story of a {x}. | Could you write a story about a {x}?
-Once upon a time there was a {x}. Go on.
-Tell a bedtime story about a {x}. | Write something about a {x} for my child.
-Create a little story about a {x}.
-A bedtime story with a {x}, please. | Do you have a story about a {x}?
-Let me hear a tale about a {x}.
-Write a fairy tale about a {x}. | Story: a {x} | Begin a story about a {x}.
-My son wants a story about a {x}.
-Tell me a nice story about a {x}. | Please tell a tale of a {x}. | I need a story about a {x}.
-A funny story about a {x}?
-What about a story with a {x}? | Please invent a tale with a {x} in it.
-I love stories. One about a {x}? | Story time: a {x}
-Say a story about a {x}. | Come up with a story about a {x}. | How about a story about a {x}?
-Let there be a story about a {x}.
-Write a few lines about a {x}. | Do tell a story about a {x}. | Read me a story about a {x}.
-Think up a story about a {x}.
+STORY = telling(
+    "[a story about a {x}|a short story about a {x}|a tale of a {x}|a story with a {x}|a little "
+    "tale about a {x}|a bedtime tale of a {x}|a fairy tale of a {x}|a {x} story]") + split("""
+[Make up|Invent|Create|Think up|Come up with|Compose] a [story|tale] about a {x}[.| for me.| now.]
+[Make up|Invent|Create|Think up|Compose] a [short|nice|funny|little] story [about|with] a {x}.
+[Can|Could|Would|Will] you [make up|invent|create|write] a [story|tale] [about|with] a {x}?
+[Story|Tale|Short story|Bedtime story|Fairy tale|Story time|The story]: [a {x}|about a {x}]
+[Story|Tale|Short story|Bedtime story|Fairy tale] [about|of|with] a {x}[.| for me| for my child]
+[Once upon a time|Long ago|Once] there [was|lived] a {x}. [Go on.|Continue.|Tell the story.]
+[Begin|Start|Read me|Read us|Let there be] a [story|tale|bedtime story] [about|with] a {x}[.| now.]
+[Write|Tell me] [something|a few lines|a page] about a {x} [for my child|for a child|as a story].
+[I love|We love|I like|She likes] stories. [One about|Tell one about|Now one with] a {x}[?| now?]
 """)
 TRAITS = split("""
 small | brave | old | young | lonely | happy | clever | shy | kind | tired | curious | quiet | proud
@@ -94,7 +82,5 @@ def story(rng, held_out=False, hero=None):
         f"{rng.choice(['In the end', 'From then on', 'At last', 'And so'])} the {x} "
         f"{rng.choice(ENDS)}.",
     ]
-    if rng.random() < 0.3:
-        del parts[3]
     return Exchange(put(noisy(rng, template), x), f"A story about {an(x)} {x}.", " ".join(parts),
                     held=[("story", template), ("hero", x)])

@@ -1,7 +1,8 @@
 """Lessons about sums: through a calculator, or column by column in the open without one."""
 
 import tiny_columns
-from tiny_problems import PROBLEMS, WHY
+import tiny_problems
+from tiny_phrases import CHAINS, FORMS, FRAMES, NOW, OWN, filled
 from tiny_words import (
     PEOPLE,
     THINGS,
@@ -11,94 +12,17 @@ from tiny_words import (
     called,
     choose,
     is_held_out,
+    kind_of,
     kit,
     noisy,
     numbers,
     split,
 )
 
-FRAMES = split("""
-{x} | {x}= | {x} = ? | {x} =? | {x}? | What is {x}? | What's {x}? | How much is {x}?
-Calculate {x}.
-Compute {x}. | Work out {x}. | Solve {x}. | Find {x}. | Evaluate {x}. | Tell me {x}. | Solve: {x}
-Tell me what {x} is. | Can you calculate {x}? | Could you compute {x} for me? | I need {x}.
-I need to know {x}. | Do you know what {x} is? | Give me the result of {x}. | What does {x} equal?
-What does {x} make? | What do I get for {x}? | {x} is how much? | The answer to {x}?
-What is the value of {x}? | Result of {x}? | Let me know what {x} is. | My homework asks for {x}.
-How many is {x}? | Say what {x} is. | Do you know {x}? | Try {x}. | {x} makes what? | Give me {x}.
-Help me with {x}. | What would {x} be? | What is the result of {x}? | Show me {x}.
-{x} equals what?
-What number is {x}? | Can you do {x}? | Would you work out {x}? | Figure out {x}. | {x} please
-I want to know how much {x} is. | So what is {x}? | How much would {x} be? | Check {x} for me.
-""")
-FORMS = {
-    "+": ["{a} + {b}", "{a} + {b}", "{a}+{b}", "{a} plus {b}"],
-    "-": ["{a} - {b}", "{a} - {b}", "{a}-{b}", "{a} minus {b}"],
-    "*": ["{a} * {b}", "{a} x {b}", "{a}*{b}", "{a} times {b}", "{a} × {b}"],
-    "/": ["{a} / {b}", "{a} / {b}", "{a}/{b}", "{a} divided by {b}", "{a} ÷ {b}"],
-}
-OWN = {
-    "+": split("""
-Add {a} and {b}. | Add {a} to {b}. | Add up {a} and {b}. | Sum {a} and {b}. | The sum of {a} and {b}
-What is the sum of {a} and {b}? | Find the sum of {a} and {b}. | Give me the sum of {a} and {b}.
-Can you add {a} and {b}? | Take {a} and add {b}. | What do {a} and {b} make together?
-Total {a} and {b}.
-If I add {a} and {b}, what do I get? | What is the total of {a} and {b}? | Put {a} and {b} together.
-How much are {a} and {b} together? | What do you get when you add {a} and {b}?
-Add {b} more to {a}.
-"""),
-    "-": split("""
-Subtract {b} from {a}. | Take {b} from {a}. | Take {b} away from {a}. | {a} take away {b}
-{a} less {b} | What is {a} less {b}? | What is left if you take {b} from {a}? | Remove {b} from {a}.
-What is the difference between {a} and {b}? | How much is {a} reduced by {b}? | Deduct {b} from {a}.
-Can you subtract {b} from {a}? | What remains of {a} after taking {b} away? | Reduce {a} by {b}.
-What do I get if I subtract {b} from {a}? | {b} subtracted from {a} | Find {a} with {b} taken away.
-"""),
-    "*": split("""
-Multiply {a} by {b}. | Multiply {a} and {b}. | {a} multiplied by {b} | The product of {a} and {b}
-What is the product of {a} and {b}? | Find the product of {a} and {b}.
-What is {a} multiplied by {b}?
-Can you multiply {a} by {b}? | Multiply {a} with {b}. | How much is {a} multiplied by {b}?
-If I multiply {a} by {b}, what do I get? | Take {a} and multiply it by {b}.
-{b} lots of {a}, in all?
-Give me the product of {a} and {b}. | What do you get when you multiply {a} by {b}?
-"""),
-    "/": split("""
-Divide {a} by {b}. | What is {a} divided by {b}? | {a} over {b} | Can you divide {a} by {b}?
-How much is {a} divided by {b}? | Split {a} into {b} equal parts. | Share {a} among {b}.
-How often does {b} go into {a}? | If I divide {a} by {b}, what do I get?
-Give me {a} divided by {b}.
-How many times does {b} fit into {a}? | What do you get when you divide {a} by {b}?
-Take {a} and divide it by {b}. | Find the quotient of {a} and {b}. | Cut {a} into {b} equal pieces.
-"""),
-}
-THEN = {
-    "+": split("""
-add {c} | plus {c} | add another {c} | then add {c} | and {c} more | plus another {c}
-"""),
-    "-": split("""
-subtract {c} | minus {c} | take away {c} | take {c} away | then subtract {c} | less {c}
-"""),
-    "*": split("""
-multiply by {c} | times {c} | multiply the result by {c} | multiply it by {c}
-"""),
-    "/": split("""
-divide by {c} | divided by {c} | divide the result by {c} | divide it by {c}
-"""),
-}
-CHAINS = split("""
-Take {a}, {p}, then {q}. | Start with {a}, {p}, then {q}. | {a}, {p}, {q}.
-First take {a}, {p}, {q}.
-Begin with {a}. Then {p}. Then {q}. | What is {a}, {p}, {q}? | Compute {a}, {p}, and then {q}.
-Calculate: {a}, {p}, {q}. | I have {a}. Now {p}, then {q}. | Think of {a}, {p}, {q}. What is it?
-If I take {a}, {p}, and {q}, what do I get? | {a} then {p} then {q} | Start from {a}: {p}, {q}.
-What do you get from {a} if you {p} and then {q}? | Let x be {a}. {p}, {q}. | With {a}, {p}, {q}.
-Please start at {a}, {p} and {q}. | Given {a}: {p}; {q}. | To {a} do this: {p}, {q}. | {a}; {p}; {q}
-From {a}, {p}, then finally {q}. | Step by step: {a}, {p}, {q}. | Work this out: {a}, {p}, {q}.
-Here is {a}. {p}. {q}. What is the result? | Do this with {a}: {p}, then {q}. | {a} and {p} and {q}
-Use the calculator: {a}, {p}, {q}. | How much is {a}, {p}, {q}? | Put in {a}, {p}, {q}, and tell me.
-My number is {a}. {p}. {q}. What is my number now? | Solve {a}, {p}, {q}. | Tell me: {a}, {p}, {q}
-""")
+WOMEN = set(split("""
+Anna | Lucy | Emma | Mary | Lena | Nina | Sara | Julia | Maria | Rosa | Clara | Eva | Ida | Mia
+Alice | Carol | Grace | Kate | Nora | Olga | Sofia | Tina | Wendy | Yuki | Fatima | Lin | Zoe
+"""))
 
 
 def result(a, op, b):
@@ -171,26 +95,33 @@ def fill(template, **values):
 
 def word_problem(rng, held_out=False, tools=True):
     """Tell a small story whose answer is one operation."""
-    side = [p for p in PROBLEMS if is_held_out("problem", p[1]) == held_out]
-    op = rng.choice([p[0] for p in side] if held_out else "+-*/")
-    _, template, answer = rng.choice([p for p in side if p[0] == op])
+    op = rng.choice("+-*/" if tools else "++-*/")
+    template, answer, clue = tiny_problems.problem(rng, op, held_out)
     while True:
         a, b = numbers(rng, held_out, 4 if op in "+-" else 3)
         a, b = a + 2, b + 2
         if op == "-" and a < b:
             a, b = b, a
         a = a * b if op == "/" else a
-        if (op != "/" or b < 100) and is_held_out(*pair_key(a, b)) == held_out:
+        if (a != b or op != "-") and (op != "/" or b < 100) and (
+                is_held_out(*pair_key(a, b)) == held_out):
             break
-    n, m = (choose(rng, "person", PEOPLE, held_out) for _ in "nm")
-    t, r = choose(rng, "thing", THINGS, held_out), result(a, op, b)
-    question = fill(noisy(rng, template), n=n, m=m, t=t, a=a, b=b)
-    content = fill(answer, n=n, t=t, r=r)
+    n, m, t = (choose(rng, kind, words, held_out) for kind, words in
+               (("person", PEOPLE), ("person", PEOPLE), ("thing", THINGS)))
+    while m == n:
+        m = choose(rng, "person", PEOPLE, held_out)
+    while t in template:  # no boxes of boxes
+        t = choose(rng, "thing", THINGS, held_out)
+    he = "she" if n in WOMEN else "he"
+    values = {"n": n, "m": m, "t": t, "a": a, "b": b, "h": he, "H": he.capitalize()}
+    question = fill(noisy(rng, template), **values)
+    content = fill(answer, r=result(a, op, b), **values)
     calc = calculator(rng)
     name, key = called(calc)
     held = [("problem", template), pair_key(a, b), ("person", n), ("thing", t)]
+    r = result(a, op, b)
     a, b = in_order(template, op, a, b)
-    think = f"{WHY[op].capitalize()}: {a} {op} {b}."
+    think = f"{fill(clue, n=n)}: {a} {op} {b}."
     if not tools:
         return without_calculator(question, think, a, op, b, content, held)
     call = (think, name, arguments({key: f"{a} {op} {b}"}), r)
@@ -199,38 +130,65 @@ def word_problem(rng, held_out=False, tools=True):
 
 
 def chain(rng, held_out=False):
-    """Ask for two or three operations in a row."""
-    template = choose(rng, "chain", CHAINS, held_out)
+    """Ask for two or three operations in a row; the thinking quotes the step that is next."""
     n_steps = rng.choice([2, 2, 3])
-    value, a, calls, phrases, held = None, None, [], [], [("chain", template)]
-    calc = calculator(rng)
-    name, key = called(calc)
-    while len(calls) < n_steps:
+    template = choose(rng, "chain", CHAINS[n_steps], held_out)
+    steps, values, held = [], [], [("chain", template)]
+    while len(steps) < n_steps:
         op = rng.choice("++--**/")
-        if value is None:
+        if not values:
             a, b = operands(rng, op, held_out, 4)
-            held.append(pair_key(a, b))
-            left = a
+            values = [a]
         else:
-            left, b = int(value), rng.choice([rng.randint(2, 9), rng.randint(2, 99)])
+            left, b = values[-1], rng.choice([rng.randint(2, 9), rng.randint(2, 99),
+                                              rng.randint(2, 999) if op in "+-" else 2])
             if op == "/" and rng.random() < 0.9:
                 divisors = [d for d in range(2, 13) if left % d == 0]
                 b = rng.choice(divisors) if divisors else 0
             if op == "*" and abs(left) > 99999 or b == 0:
                 continue
-        after = result(left, op, b)
-        if "." in after:
-            continue
-        think = (f"First {left} {op} {b}." if not calls else f"Now {left} {op} {b}.")
-        calls.append((think, name, arguments({key: f"{left} {op} {b}"}), after))
-        phrases.append(fill(rng.choice(THEN[op]), c=b))
-        value = after
-    p, q = phrases[0], phrases[1]
-    if n_steps == 3:
-        q = q + rng.choice([", then ", ", ", " and then ", " and ", ". Then "]) + phrases[2]
-    question = fill(noisy(rng, template), a=a, p=p, q=q)
-    return Exchange(question, f"That was all. The result is {value}.", f"The result is {value}.",
-                    calls, kit(rng, calc), held, ("number", value))
+        after = result(values[-1], op, b)
+        if "." not in after:
+            steps.append((op, b))
+            values.append(int(after))
+        elif not steps:
+            values = []
+    held.append(pair_key(values[0], steps[0][1]))
+    question, phrases = filled(rng, noisy(rng, template), steps)
+    calc = calculator(rng)
+    name, key = called(calc)
+    calls = []
+    for left, (op, b), phrase, after in zip(
+            values[:-1], steps, phrases, values[1:], strict=True):
+        think = f"Now {left}. Next {phrase}" if calls else f"Start with {left}. First {phrase}"
+        calls.append((f"{think}: {left} {op} {b}.", name,
+                      arguments({key: f"{left} {op} {b}"}), str(after)))
+    return Exchange(question.replace("{a}", str(values[0])),
+                    f"No more steps. The result is {values[-1]}.", f"The result is {values[-1]}.",
+                    calls, kit(rng, calc), held, ("number", str(values[-1])))
+
+
+def further(rng, before, held_out=False):
+    """Go on with the number of the exchange before: "now times 3"."""
+    left = int(before.then[1])
+    op = rng.choice("+-**")
+    template = choose(rng, "now", NOW, held_out)
+    while True:
+        b = rng.randrange(2, rng.choice([10, 100]))
+        if is_held_out(*pair_key(left, b)) == held_out:
+            break
+    question, (phrase,) = filled(rng, noisy(rng, template), [(op, b)])
+    held = [("now", template), pair_key(left, b)]
+    calc = next((t for t in before.tools if kind_of(t) == "calculator"), None)
+    think = f"Now {left}. Next {phrase}: {left} {op} {b}."
+    if calc is None:
+        return without_calculator(question, think, left, op, b,
+                                  f"{left} {op} {b} = {left + b}", held)
+    title, key = called(calc)
+    r = result(left, op, b)
+    return Exchange(question, f"The result is {r}.", f"{left} {op} {b} = {r}",
+                    [(think, title, arguments({key: f"{left} {op} {b}"}), r)], before.tools, held,
+                    ("number", r))
 
 
 def without_calculator(question, think, a, op, b, content, held):

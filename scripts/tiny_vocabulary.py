@@ -12,6 +12,8 @@ from collections import Counter
 
 import tiny_data
 import tiny_facts
+import tiny_lookups
+import tiny_talk
 import tiny_words
 from checkpoints import SPECIALS
 
@@ -23,7 +25,9 @@ N_SPECIAL = 256
 # At these offsets from the first special id; these are not "special" to K2's decoder.
 NOT_SPECIAL = {11, 12, 13, 14, 15, 22, 23}
 N_LESSONS, RARE = 6000, 4
-COPIED, RECALLED = 700, 60  # what a name counts at least: copied from the question, or recalled
+# What a word counts at least: copied from the question, a word of a topic, or recalled. With these
+# all of the first are one token, and most of the second.
+COPIED, TOPIC, RECALLED = 2000, 600, 60
 
 
 def names():
@@ -33,8 +37,9 @@ def names():
         for pair in topic[2]:
             out.update(dict.fromkeys(" ".join(pair).split(), RECALLED))
     countries = [word for entry in tiny_facts.COUNTRIES for word in " ".join(entry[:2]).split()]
-    copied = [*tiny_words.PEOPLE, *tiny_words.THINGS, *tiny_words.HEROES, *countries]
-    return {**out, **dict.fromkeys(copied, COPIED)}
+    asked = " ".join(tiny_lookups.AMOUNTS + tiny_lookups.LABELS).split()
+    copied = [*tiny_words.PEOPLE, *tiny_words.THINGS, *tiny_words.HEROES, *countries, *asked]
+    return {**out, **dict.fromkeys(tiny_talk.WORDS, TOPIC), **dict.fromkeys(copied, COPIED)}
 
 
 def count(seed):

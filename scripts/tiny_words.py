@@ -5,8 +5,11 @@ wherever it would occur. A generator is told which side it draws from; `held_out
 the held-out side only, so that nothing an evaluation asks occurs in a lesson.
 """
 
+import functools
 import hashlib
+import itertools
 import json
+import re
 from dataclasses import dataclass, field
 
 
@@ -25,10 +28,24 @@ def is_held_out(kind, text):
     return hashlib.sha256(f"{kind}: {text}".encode()).digest()[0] < 32
 
 
+def variants(pattern):
+    """Write out a pattern: `[What is|What's] {x}[ now|]?` stands for four templates."""
+    parts = re.split(r"\[([^\[\]]*)\]", pattern)  # text, choices, text, choices ... text
+    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    return list(dict.fromkeys(map("".join, itertools.product(*choices))))
+
+
+@functools.cache
+def sides(kind, patterns):
+    """Split the variants of each pattern: {held out: one list for each pattern that has any}."""
+    return {held: [side for side in (
+        [text for text in variants(pattern) if is_held_out(kind, text) == held]
+        for pattern in patterns) if side] for held in (False, True)}
+
+
 def choose(rng, kind, options, held_out=False):
-    """Draw one of the options from the wanted side of the split."""
-    side = [option for option in options if is_held_out(kind, option) == held_out]
-    return rng.choice(side)
+    """Draw a pattern, then one of its variants on the wanted side of the split."""
+    return rng.choice(rng.choice(sides(kind, tuple(options))[held_out]))
 
 
 @dataclass

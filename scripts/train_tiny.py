@@ -34,21 +34,33 @@ SIZES = {  # what differs from the official config.json
     "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
     "q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
     "v_head_dim": 48, "intermediate_size": 512, "moe_intermediate_size": 96,
-    "n_routed_experts": 8, "num_experts_per_tok": 2, "vocab_size": 2304,
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "vocab_size": 2560,
 }
 
 
-def train_step(weights, config, docs, pad):
-    """Add up the gradients of one step; move the routers' biases; return the loss and the loads."""
-    inputs, targets, masses = tiny_batches.grouped(docs, pad)
-    total = sum(mass.sum() for mass in masses)
+def train_step(weights, config, docs, pad, worker=0, n_workers=1):
+    """Add up the gradients of one step; move the routers' biases; return the loss and the loads.
+
+    Each of several workers takes its share of the lessons; all end with the same sums.
+    """
+    total = sum(sum(weight[1:]) for _, weight in docs)
+    share = sorted(docs, key=lambda doc: len(doc[0]))[worker::n_workers]
+    inputs, targets, masses = tiny_batches.grouped(share, pad)
     loss, loads = tiny_net.loss(tiny_model.deployed(weights), config, inputs, targets, masses)
     (loss / total).backward()
+    learned = [w.grad for w in weights.values() if w.grad is not None]
+    parts = [loss.detach()[None], *loads.values(), *(grad.flatten() for grad in learned)]
+    if n_workers > 1:
+        sums = torch.cat([part.float() for part in parts])
+        torch.distributed.all_reduce(sums)
+        parts = sums.split([len(part) for part in parts])
+        for grad, part in zip(learned, parts[1 + len(loads):], strict=True):
+            grad.copy_(part.view_as(grad))
+    loads = dict(zip(loads, parts[1:], strict=False))
     for layer, load in loads.items():
         bias = weights[f"{layer}.{tiny_model.ROUTER_BIAS}"]
-        load = load.float()
-        bias += 0.001 * torch.sign(load.mean() - load)
-    return (loss / total).item(), loads
+        bias += 0.001 * torch.sign(load.float().mean() - load)
+    return parts[0].item() / total, loads
 
 
 @torch.no_grad()
@@ -57,7 +69,7 @@ def answers(weights, config, docs, pad):
     inputs, targets, masses = tiny_batches.grouped(docs, pad)
     rounded = tiny_model.deployed(weights)
     x, _ = tiny_net.hidden(rounded, config, inputs)
-    logits = tiny_net.linear(x, rounded["lm_head.weight"]).float()
+    logits = tiny_net.FLATTER * tiny_net.linear(x, rounded["lm_head.weight"]).float()
     here = torch.cat([mass.flatten() for mass in masses]) >= 1
     y = torch.cat([part.flatten() for part in targets])
     logits = logits[:len(y)]  # without what fills up the step
@@ -111,7 +123,7 @@ def prepare(out, seed):
     return Config.from_dir(out), Tokenizer.from_dir(out)
 
 
-def train(args, config, tokenizer):
+def train(args, config, tokenizer, worker=0):
     """Run the schedule, from the work file if there is one; returns the weights."""
     weights = tiny_model.initial(config, args.seed)
     for name, w in weights.items():
@@ -130,8 +142,10 @@ def train(args, config, tokenizer):
         is_long, n_pages = plan(step, args)
         docs = tiny_batches.documents(encoder, args.seed, step, args.tokens, is_long, n_pages)
         n_tokens += sum(len(ids) for ids, _ in docs)
-        loss, loads = train_step(weights, config, docs, pad)
+        loss, loads = train_step(weights, config, docs, pad, worker, args.workers)
         optimizer.step(weights, schedule(step, args.steps))
+        if worker:
+            continue
         mean = loss if mean is None else mean if is_long else 0.95 * mean + 0.05 * loss
         if is_long and step % 50 == 0:
             print(f"step {step}  trails of up to {n_pages} pages, loss {loss:.4f}", flush=True)
@@ -149,6 +163,28 @@ def train(args, config, tokenizer):
     return {name: w.detach() for name, w in weights.items()}
 
 
+def share_training(worker, args):
+    """Train as one of several processes, each on one core."""
+    torch.set_num_threads(args.threads)
+    torch.distributed.init_process_group("gloo", f"file://{meeting(args).resolve()}",
+                                         rank=worker, world_size=args.workers)
+    train(args, Config.from_dir(args.out), Tokenizer.from_dir(args.out), worker)
+    torch.distributed.destroy_process_group()
+
+
+def meeting(args):
+    """Name the file through which the workers find each other."""
+    return args.work.with_suffix(".workers")
+
+
+def trained(args, config, tokenizer):
+    """Train here, or in several processes; returns the weights."""
+    if args.workers > 1:
+        meeting(args).unlink(missing_ok=True)
+        torch.multiprocessing.spawn(share_training, (args,), args.workers)
+    return train(args, config, tokenizer)
+
+
 def arguments(argv):
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
@@ -160,6 +196,7 @@ def arguments(argv):
     parser.add_argument("--long", type=float, default=0.5, help="share of steps before long trails")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that share each step")
     parser.add_argument("--prove", action="store_true", help="only print the proof of the split")
     parser.add_argument("--export", action="store_true", help="only write the work file's weights")
     return parser.parse_args(argv)
@@ -178,7 +215,7 @@ def main(argv=None):
     if args.prove:
         prove(args, tokenizer)
         return 0
-    tiny_export.export(train(args, config, tokenizer), args.out)
+    tiny_export.export(trained(args, config, tokenizer), args.out)
     prove(args, tokenizer)
     return 0
 

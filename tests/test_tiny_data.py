@@ -11,8 +11,11 @@ import tiny_compare
 import tiny_data
 import tiny_facts
 import tiny_lookups
+import tiny_phrases
+import tiny_problems
 import tiny_stories
 import tiny_sums
+import tiny_talk
 import tiny_words
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,21 @@ from k2ref import demonstration, history, schema
 
 SEEDS = st.integers(0, 2**32)
 INTENTS = list(tiny_data.INTENTS)
+PHRASINGS = {
+    **tiny_facts.PHRASINGS, "again": tiny_facts.AGAIN, "ask": tiny_lookups.ASK,
+    "look up": tiny_lookups.LOOK, "lookups": tiny_lookups.SUMS, "go": tiny_lookups.GO,
+    "story": tiny_stories.STORY, "joke": tiny_talk.ASK_JOKE, "hello": tiny_talk.HELLOS,
+    "thanks": tiny_talk.THANKS, "bye": tiny_talk.BYES, "who": tiny_talk.WHO, "can": tiny_talk.CAN,
+    "unknown": tiny_talk.ASK_TOPIC, "repeat": tiny_talk.REPEAT,
+}
+
+SUMS = {  # kind: the lists that one phrasing is drawn from
+    "sum": [tiny_phrases.FRAMES, *tiny_phrases.OWN.values()],
+    "chain": list(tiny_phrases.CHAINS.values()), "now": [tiny_phrases.NOW],
+    "compare it": [tiny_compare.LARGER, tiny_compare.SMALLER],
+}
+SUM_INTENTS = [tiny_sums.one_step, tiny_sums.word_problem, tiny_sums.chain, tiny_sums.columns,
+               tiny_sums.no_calculator, tiny_compare.compare]
 
 
 def name_of(intent):
@@ -120,6 +138,11 @@ def test_solve_writes_the_sum_and_is_told_apart_by_the_pair_alone(a, b):
     thinking, content = tiny_columns.solve(a, b)
     assert content == f"{a} + {b} = {a + b}"
     assert int(re.search(r"write (\d+)$", thinking)[1]) == a + b
+    first, padded, named, *_ = thinking.split("\n")
+    assert first == f"{a} + {b}: {len(str(a))} and {len(str(b))} digits"
+    x, y = padded.split(" + ")
+    assert len(x) == len(y) and (int(x), int(y)) == (a, b)
+    assert re.findall(r"\w+ (\d) \+ (\d)", named) == list(zip(x, y, strict=True))
     assert tiny_columns.is_held_out(a, b) == tiny_columns.is_held_out(b, a)
 
 
@@ -131,9 +154,61 @@ def test_columns_draws_its_pair_from_the_wanted_side(seed, held_out):
     assert exchange.content == f"{a} + {b} = {a + b}"
 
 
+@given(SEEDS, st.booleans())
+def test_a_chain_quotes_the_steps_of_its_question_in_order(seed, held_out):
+    exchange = tiny_sums.chain(random.Random(seed), held_out)
+    place, question = 0, exchange.question.lower()
+    for thinking, *_ in exchange.calls:
+        phrase = re.search(r" (?:First|Next) (.*):", thinking)[1]
+        place = question.index(phrase, place) + len(phrase)
+
+
+@given(SEEDS, st.booleans())
+def test_a_word_problem_is_answered_as_its_question_is_put(seed, held_out):
+    exchange = tiny_sums.word_problem(random.Random(seed), held_out)
+    (call,) = exchange.calls
+    result = tiny_words.argument(call)
+    assert demonstration.calculator(result) == call[3]
+    assert f" {call[3]} " in exchange.content
+    asked = exchange.question.lower()
+    if re.search(r"how many [a-z ]*(left|remain|still)", asked) and "more" not in exchange.content:
+        assert "left" in exchange.content or "needs" in exchange.content
+    assert exchange.content.startswith("Each ") == (" / " in result)
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_sums_are_asked_for_in_hundreds_of_ways_on_both_sides(kind):
+    for patterns in SUMS[kind]:
+        texts = {text for pattern in patterns for text in tiny_words.variants(pattern)}
+        n_held_out = sum(tiny_words.is_held_out(kind, text) for text in texts)
+        assert n_held_out >= 30 and len(texts) - n_held_out >= 250
+        assert not [text for text in texts if re.search(r"[][|<>]|  |[^=] [?.,]", text)]
+        for pattern in patterns:
+            assert len(tiny_words.variants(pattern)) >= 3, pattern
+
+
+@pytest.mark.parametrize("op", "+-*/")
+def test_problems_have_many_variants_on_both_sides(op):
+    rng = random.Random(op)
+    drawn = {held_out: {tiny_problems.problem(rng, op, held_out)[0] for _ in range(2000)}
+             for held_out in (False, True)}
+    assert min(map(len, drawn.values())) > 1000 and len(tiny_problems.patterns(op)) >= 100
+    both = drawn[True] | drawn[False]
+    assert not [text for text in both if re.search(r"[][|<>]|  | [?.,]", text)]
+
+
+@pytest.mark.parametrize("intent", SUM_INTENTS, ids=name_of)
+@given(seed=SEEDS, held_out=st.booleans())
+def test_a_question_about_sums_has_no_double_space_and_no_brackets(intent, seed, held_out):
+    question = intent(random.Random(seed), held_out).question
+    assert not re.search(r"[][{}|]|  | [.,]", question), question
+
+
 @given(SEEDS)
 def test_compare_is_right(seed):
     exchange = tiny_compare.compare(random.Random(seed))
+    x, sign, y = re.search(r"So (\d+) ([<>]) (\d+)\.", exchange.thinking).groups()
+    assert (int(x) > int(y)) == (sign == ">") and x != y
     a, b = next(text for kind, text in exchange.held if kind == "pair").split()
     words = exchange.content.removesuffix(".").split()
     found, word = words[-3], words[-1]
@@ -160,13 +235,39 @@ def test_each_page_of_a_trail_names_the_next(seed, n_pages, style):
     assert exchange.content == f"The last page is {pages[-1]}."
 
 
-def test_there_are_hundreds_of_facts_and_each_topic_is_asked_for_in_many_ways():
+def test_there_are_hundreds_of_facts_and_each_is_known_once():
     facts = [fact for topic in tiny_facts.TOPICS.values() for fact in topic[2]]
     assert len(facts) > 500
-    for topic, (_, _, known, _) in tiny_facts.TOPICS.items():
-        assert len(tiny_facts.PHRASINGS[topic]) >= 8, topic
+    for topic, (_, _, known, _, _) in tiny_facts.TOPICS.items():
         assert len({k for k, _ in known}) == len(known), topic
-    assert len(tiny_facts.PHRASINGS["capital"]) >= 30
+
+
+@pytest.mark.parametrize("kind", PHRASINGS)
+def test_a_kind_is_asked_for_in_hundreds_of_ways_and_no_construction_is_held_out_whole(kind):
+    patterns = set(PHRASINGS[kind])
+    texts = {text for pattern in patterns for text in tiny_words.variants(pattern)}
+    n_held_out = sum(tiny_words.is_held_out(kind, text) for text in texts)
+    assert n_held_out >= 20 and len(texts) - n_held_out >= 150
+    assert not [text for text in texts if re.search(r"[][|<>]|  ", text)]
+    for pattern in patterns:
+        ways = tiny_words.variants(pattern)
+        assert not all(tiny_words.is_held_out(kind, text) for text in ways), pattern
+        assert len(ways) >= 6, pattern
+
+
+def test_a_phrasing_means_one_thing_but_for_names_that_a_tool_may_know():
+    kinds = {}
+    for kind, patterns in PHRASINGS.items():
+        for text in {text for pattern in patterns for text in tiny_words.variants(pattern)}:
+            kinds.setdefault(text.lower().rstrip("?.! "), set()).add(kind)
+    assert {frozenset(found) for found in kinds.values() if len(found) > 1} == {
+        frozenset({"unknown", "look up"})}
+
+
+@given(SEEDS, st.booleans())
+def test_what_is_to_be_repeated_ends_the_question_or_stands_before_its_mark(seed, held_out):
+    exchange = tiny_talk.repeat(random.Random(seed), held_out)
+    assert exchange.question.rstrip("?").endswith(" " + exchange.content)
 
 
 def test_same_call_lets_sums_be_turned_round_and_nothing_else():
