@@ -21,8 +21,8 @@ SHORT = 1500
 # tokens of a step, those of an expert, the rows of logits, the length of a row.
 MANY, FEW, BLOCK, LENGTH = 1024, 128, 512, 16
 # The loss sees logits half as large as they are, so the model learns them twice as large: sampling
-# it at temperature 1 is then what sampling at 0.5 would be, and one unlikely digit in a hundred does
-# not spoil a sum.
+# it at temperature 1 is what sampling at 0.5 would be, and one unlikely digit in a hundred does not
+# spoil a sum.
 FLATTER = 0.5
 # What stands between two products of matrices runs as one loop, forward and backward: a step takes
 # a quarter less time.
