@@ -132,6 +132,8 @@ static void NAME(attend_merge)(const Attention *a, float *state, float *later, l
     }
 }
 
+static long NAME(span_floats)(const Attention *a) { return STATE(a) + HEADS * KEYS; }
+
 /* The state of token t over the keys of one span. `scratch` holds a second state and the scores. */
 static void NAME(attend_span)(const Attention *a, long t, long head, long span, float *state,
                               float *scratch) {
@@ -214,9 +216,9 @@ static long NAME(read_bytes)(const char *data, long n) {
 
 /* What _paths.h calls. */
 static const Path NAME(path) = {
-    PATH_NAME, NAME(arrange), NAME(linear_rows), NAME(linear_columns), NAME(attend_span),
-    NAME(attend_merge), NAME(attend_finish), NAME(silu_mul), NAME(rms_norm_row), NAME(fma_rounds),
-    NAME(read_bytes), 12 / PARTS * 16,
+    PATH_NAME, NAME(arranged_floats), NAME(arrange), NAME(linear_rows), NAME(linear_columns),
+    NAME(span_floats), NAME(attend_span), NAME(attend_merge), NAME(attend_finish), NAME(silu_mul),
+    NAME(rms_norm_row), NAME(fma_rounds), NAME(read_bytes), 12 / PARTS * 16, ROWS,
 };
 
 #undef vf

@@ -13,6 +13,8 @@
 /* Lane l of an INT4 block holds group GROUP_OF(l): what transpose4 leaves in it. */
 #define GROUP_OF(l) (4 * ((l) & 3) + ((l) >> 2))
 
+static long NAME(arranged_floats)(const Job *job) { return job->T * job->n_blocks * job->block; }
+
 /* Put token t of x into the order in which the weights meet it, zeros after the end of a row:
  * [block][token][vector][lane]. */
 static void NAME(arrange)(const Job *job, long t) {

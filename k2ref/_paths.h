@@ -1,8 +1,9 @@
 /* The kernels' C side: what a job is, one copy of the loops per instruction set, and the threads.
  *
  * _lanes.h, _linear.h and _attend.h are one body; it is compiled here for AVX-512, AVX2 and the
- * baseline (SSE2, NEON or plain C), and a path is chosen when the module is imported. Work is split
- * over threads by output rows, by heads and by spans of keys, never inside a sum.
+ * baseline (SSE2, NEON or plain C). Where there are matrix tiles (amx), _linear_tiles.h and
+ * _attend_tiles.h replace parts of the AVX-512 body. A path is chosen when the module is imported.
+ * Work is split over threads by output rows, by heads and by spans of keys, never inside a sum.
  */
 
 #include <math.h>
@@ -11,6 +12,9 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+#define HAS_TILES /* this build, if not this machine */
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -41,7 +45,6 @@ typedef struct {
 #define HEADS 64  /* heads that read a block of keys together */
 #define MERGED 8  /* heads whose states a thread merges at a time */
 #define STATE(a) (HEADS * (2 + (a)->latents))
-#define SCRATCH(a) (3 * STATE(a) + HEADS * KEYS)
 
 typedef struct {
     long T, H, C, start, width, latents; /* start: keys before the first token */
@@ -52,9 +55,11 @@ typedef struct {
 
 typedef struct {
     const char *name;
+    long (*arranged_floats)(const Job *);
     void (*arrange)(const Job *, long);
     void (*linear_rows)(const Job *, long, long);
     void (*linear_columns)(const Job *, long, long);
+    long (*span_floats)(const Attention *); /* of scratch, for attend_span */
     void (*attend_span)(const Attention *, long, long, long, float *, float *);
     void (*attend_merge)(const Attention *, float *, float *, long, long);
     void (*attend_finish)(const Attention *, long, long, float *);
@@ -62,7 +67,7 @@ typedef struct {
     void (*rms_norm_row)(const float *, const float *, float *, long, float);
     float (*fma_rounds)(long);
     long (*read_bytes)(const char *, long);
-    int fmas_per_round;
+    int fmas_per_round, many_rows; /* many_rows: what a thread takes at a time of many tokens */
 } Path;
 
 /* The scales of one row: INT4 has its own row of them, FP8 one row per 128, the others none. */
@@ -123,6 +128,12 @@ TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 TARGET_END
 #endif
 
+#if defined(HAS_TILES)
+#include "_tiles.h"
+#include "_attend_tiles.h"
+#include "_linear_tiles.h"
+#endif
+
 /* The path of this name if this machine can run it; NULL asks for the fastest. */
 static const Path *find_path(const char *name) {
 #if defined(__x86_64__)
@@ -130,6 +141,9 @@ static const Path *find_path(const char *name) {
     int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(HAS_TILES)
+    if (avx512 && (!name || !strcmp(name, "amx")) && tiles_allowed()) return &path_amx;
+#endif
     if (avx512 && (!name || !strcmp(name, "avx512"))) return &path_avx512;
     if (avx2 && (!name || !strcmp(name, "avx2"))) return &path_avx2;
 #endif
@@ -142,17 +156,18 @@ static float *aligned_floats(long n) {
     return posix_memalign(&memory, 64, n * sizeof(float)) ? NULL : memory;
 }
 
-/* Rows (or columns) that a thread takes at a time: one batch of rows for many tokens, about a megabyte
- * of weights for one, since each beginning is a wait for memory. */
-static long rows_per_unit(const Job *job) {
+/* Rows (or columns) that a thread takes at a time: one batch of rows for many tokens, for one about
+ * a megabyte of weights, since each beginning is a wait for memory. */
+static long rows_per_unit(const Path *path, const Job *job) {
     if (job->transposed) return COLUMNS;
+    if (job->T > 1) return path->many_rows;
     long rows = (1 << 20) / (job->row_bytes + 1) / 32 * 32;
-    return job->T > 1 || rows < 32 ? 32 : rows;
+    return rows < 32 ? 32 : rows;
 }
 
-static long units_of(const Job *job) {
-    long n = job->transposed ? job->columns : job->rows;
-    return (n + rows_per_unit(job) - 1) / rows_per_unit(job);
+static long units_of(const Path *path, const Job *job) {
+    long step = rows_per_unit(path, job);
+    return ((job->transposed ? job->columns : job->rows) + step - 1) / step;
 }
 
 /* Waking a thread costs microseconds, and waiting for one on a busy machine far more: each should
@@ -169,16 +184,16 @@ static int run_linear(const Path *path, Job *jobs, long n_jobs, int threads) {
     double n_products = 0;
     for (long j = 0; j < n_jobs && !failed; j++) {
         Job *job = &jobs[j], *last = j ? job - 1 : NULL;
-        first[j] = n_units, n_units += units_of(job), job->arranged = NULL;
+        first[j] = n_units, n_units += units_of(path, job), job->arranged = NULL;
         n_products += (double)job->rows * job->columns * job->T;
         if (job->transposed) continue;
         if (last && !last->transposed && last->x == job->x && last->T == job->T &&
             last->columns == job->columns && last->x_stride == job->x_stride &&
-            last->block == job->block && (last->format == INT4) == (job->format == INT4)) {
+            last->format == job->format) { /* each has its own order */
             job->arranged = last->arranged;
             continue;
         }
-        job->arranged = aligned_floats(job->T * job->n_blocks * job->block);
+        job->arranged = aligned_floats(path->arranged_floats(job));
         failed = !job->arranged;
         int arrangers = threads_for((double)job->T * job->columns * 16, threads);
         (void)arrangers; /* without OpenMP */
@@ -196,7 +211,7 @@ static int run_linear(const Path *path, Job *jobs, long n_jobs, int threads) {
                 if (first[middle] <= u) low = middle; else high = middle;
             }
             const Job *job = &jobs[low];
-            long step = rows_per_unit(job), r = (u - first[low]) * step;
+            long step = rows_per_unit(path, job), r = (u - first[low]) * step;
             long n = (job->transposed ? job->columns : job->rows) - r;
             (job->transposed ? path->linear_columns : path->linear_rows)(job, r, n < step ? n : step);
         }
@@ -215,7 +230,7 @@ static int run_linear(const Path *path, Job *jobs, long n_jobs, int threads) {
  * each thread some heads. The merges are the same, from left to right. */
 static int run_attention(const Path *path, const Attention *a, int threads) {
     long groups = (a->H + HEADS - 1) / HEADS, rows = a->T * groups;
-    long n_spans = (a->start + a->T + SPAN - 1) / SPAN;
+    long n_spans = (a->start + a->T + SPAN - 1) / SPAN, scratch_floats = path->span_floats(a);
     threads = threads_for((double)a->T * a->H * (a->start + a->T) * 2 * a->width, threads);
     int few = rows < 4 * threads, failed = 0;
     long wave = threads > 8 ? 8 * threads : 64, slots = n_spans < wave + 1 ? n_spans : wave + 1;
@@ -223,7 +238,7 @@ static int run_attention(const Path *path, const Attention *a, int threads) {
     if (few && !states) return -1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *scratch = aligned_floats(SCRATCH(a));
+        float *scratch = aligned_floats(scratch_floats + 2 * STATE(a));
         if (!scratch) {
 #pragma omp atomic write
             failed = 1;
@@ -250,7 +265,7 @@ static int run_attention(const Path *path, const Attention *a, int threads) {
 #pragma omp for schedule(dynamic, 1)
         for (long row = 0; row < rows; row++) {
             long t = row / groups, head = row % groups * HEADS;
-            float *total = scratch + SCRATCH(a) - 2 * STATE(a), *state = total + STATE(a);
+            float *total = scratch + scratch_floats, *state = total + STATE(a);
             if (failed) continue;
             if (few) total = states + row * slots * STATE(a);
             else path->attend_span(a, t, head, 0, total, scratch);

@@ -27,7 +27,8 @@ ORDER = """fields quant layout config shards checkpoint inspection _bpe tokenize
 template events reply history _kernels ops memory rope attention moe trace _faults pages meter
 residency stream model rates plan sampling generate readings show recording conversation
 session demonstration schema tools agent terminal options dialogue cli""".split()
-HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_paths.h"],
+HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_tiles.h", "_terms.h",
+                        "_linear_tiles.h", "_attend_tiles.h", "_paths.h"],
            "show": [f"page/{name}" for name in ("page.html", "page.css", "data.js", "panels.js",
                                                 "maps.js")]}
 OUTSIDE = {"__init__", "__main__"}

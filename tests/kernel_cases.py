@@ -17,8 +17,10 @@ from k2ref import ops
 
 LINEAR, ATTEND, SILU_MUL, RMS_NORM = range(4)
 KEYS = 256  # a cache is whole blocks of keys
-# Whole and broken vectors, blocks of 128 and 512 columns, tiles of 4 and 8 rows, 3 and 66 tokens.
-SHAPES = [(1, 1, 32), (1, 9, 544), (2, 33, 1056), (3, 17, 512), (5, 7, 96), (67, 130, 576)]
+# Whole and broken vectors, blocks of 128 and 512 columns, tiles of 4, 8 and 16 rows, 3, 16
+# and 66 tokens.
+SHAPES = [(1, 1, 32), (1, 9, 544), (2, 33, 1056), (3, 17, 512), (5, 7, 96), (67, 130, 576),
+          (34, 20, 160)]
 ODD_SHAPES = [(1, 5, 1), (4, 129, 129), (1, 130, 500), (2, 3, 513)]  # not for whole groups of 32
 # Queries, heads, latents, first position, width of a cache row: one block, many, and many spans.
 ATTENTIONS = [(1, 1, 8, 0, 16), (5, 3, 33, 254, 48), (2, 65, 24, 1020, 32), (20, 4, 64, 5, 80),

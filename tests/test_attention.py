@@ -126,10 +126,15 @@ def test_absorbed_has_the_bits_of_one_token(kernels, case, threads):
         assert (alone[0] == together[t]).all()
 
 
-@settings(max_examples=8)
-@given(st.sampled_from([0, 250, 700, 1020, 2040, 3100]), st.integers(1, 12), seeds, n_threads)
-def test_absorbed_has_the_bits_of_one_thread_over_spans(kernels, start, T, seed, threads):
-    H, C, width = 3, 24, 32
+# Heads, latents and width: tiles of 16 heads, halves of 32; widths of half a tile and a whole one.
+shapes = st.sampled_from([(1, 9, 16), (3, 24, 32), (17, 48, 48), (33, 33, 80), (64, 512, 576)])
+
+
+@settings(max_examples=12)
+@given(shapes, st.sampled_from([0, 250, 700, 1020, 2040, 3100]), st.integers(1, 12), seeds,
+       n_threads)
+def test_absorbed_has_the_bits_of_one_thread_over_spans(kernels, shape, start, T, seed, threads):
+    H, C, width = shape
     q, rows = activations(seed, T, H, width) / 20, activations(seed + 1, 3328, width) / 20
     context = attention._attend_kernel(q, rows, start, 0.3, C, threads)
     assert (attention._attend_kernel(q, rows, start, 0.3, C, 1) == context).all()

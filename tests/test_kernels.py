@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import COMPILED
-from strategies import matrix
+from strategies import FORMATS, activations, matrix
 
-from k2ref import ops
+from k2ref import ops, quant
 
 
 def products_for_the_kernel(x, w):
@@ -70,3 +70,54 @@ def test_the_environment_cannot_choose_unknown_kernels():
 
 def test_default_threads_is_at_least_one():
     assert ops.default_threads() >= 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("O, I", [(1, 32), (15, 96), (33, 544), (130, 1056), (17, 4)])
+def test_any_number_of_tokens_has_the_bits_of_each(kernels, format, O, I):
+    # Tiles hold 16 rows and 16 or 32 tokens, and a block of them is 64: every remainder of those.
+    w = matrix(format, O, 32 if format == "Int4" and I < 32 else I, 5)
+    x = activations(I, 70, w.shape[1])
+    alone = np.stack([ops.linear(x[t], w, threads=1) for t in range(len(x))])
+    for T in range(1, len(x) + 1):
+        assert (ops.linear(x[:T], w, threads=2) == alone[:T]).all()
+        assert (ops.linear(x[-T:], w, threads=1) == alone[-T:]).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tokens_may_lie_apart_and_weights_at_odd_addresses(kernels, format):
+    w = matrix(format, 40, 160, 1)
+    wide, out = activations(3, 20, 170), np.zeros((20, 50), np.float32)
+    kernels.linear([(wide[:, 5:165], w.rows(3, 21), out[:, 7:25], False)], 1)
+    assert (out[:, 7:25] == ops.linear(wide[:, 5:165], w)[:, 3:21]).all()
+    assert (out[:, :7] == 0).all() and (out[:, 25:] == 0).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("T", [1, 3, 40])
+def test_tiny_activations_lose_no_more_than_denormal_numbers(kernels, format, T):
+    # Matrix tiles take a denormal number for zero: of each activation what its terms below 2^-126
+    # add up to, and of each sum what lies below it. So at most 2^-126 (2 |w| + 2) a product.
+    w = matrix(format, 9, 96, 2)
+    for power in (-140, -126, -115, -100):
+        x = np.ldexp(activations(4, T, 96), power).astype(np.float32)
+        big = w.dequantize().astype(np.float64)
+        exact, size = x.astype(np.float64) @ big.T, np.abs(x.astype(np.float64)) @ np.abs(big).T
+        lost = 2.0**-126 * (2 * np.abs(big).sum(axis=1) + 2 * 96)
+        assert (np.abs(ops.linear(x, w) - exact) <= 104 * 2.0**-24 * size + lost).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("T", [1, 2, 40])
+def test_infinity_and_nan_stay_in_their_token(kernels, format, T):
+    w = matrix(format, 20, 64, 3)
+    w = {"Bf16": quant.Bf16(quant.f32_to_bf16(np.ones((20, 64), np.float32)))}.get(format, w)
+    x = activations(6, T, 64)
+    expected = ops.linear(x, w)
+    x[0, 9] = np.inf
+    y = ops.linear(x, w)
+    assert not np.isfinite(y[0]).any() and (y[1:] == expected[1:]).all()
+    assert format != "Bf16" or (y[0] == np.inf).all()
+    x[0, 40] = np.nan
+    y = ops.linear(x, w)
+    assert np.isnan(y[0]).all() and (y[1:] == expected[1:]).all()
