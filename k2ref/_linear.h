@@ -294,9 +294,7 @@ INLINE void NAME(columns_of)(const Job *job, int format, long first, long n) {
 }
 
 static void NAME(linear_columns)(const Job *job, long first, long n) {
-    switch (job->format) {
-    case FP8: NAME(columns_of)(job, FP8, first, n); break;
-    case BF16: NAME(columns_of)(job, BF16, first, n); break;
-    default: NAME(columns_of)(job, F32, first, n);
-    }
+    if (job->format == FP8) NAME(columns_of)(job, FP8, first, n);
+    else if (job->format == BF16) NAME(columns_of)(job, BF16, first, n);
+    else NAME(columns_of)(job, F32, first, n);
 }

@@ -7,14 +7,19 @@ takes its bytes over the rate of the kernels; what is not takes its bytes over t
 Under a budget, dense weights come first and experts have the rest:
 
     share    = room for experts / bytes of all experts              at most 1
+    unseen   = (1 - 8/384)^n        the part of the experts that n tokens have not chosen
+    missed   = unseen + the larger of  1 - unseen - share  and  0
     dense_s  = dense bytes / kernel rate + dense bytes that do not fit / disk rate
     expert_s = the larger of  chosen bytes / kernel rate
-                         and  chosen bytes (1 - share) / disk rate  as they overlap
+                         and  chosen bytes * missed / disk rate     as they overlap
     token_s  = dense_s + expert_s
 
-A chosen expert is in memory with probability `share` if the router chooses evenly, as its training
-makes it over many texts. Within one text, neighbouring tokens have 41 % of their experts in common
-(measured elsewhere), so that a run can beat the plan where the disk is the limit.
+So a run begins slowly, since each expert comes from disk when it is first chosen, if the page cache
+does not have it from before, and goes on as fast as the budget lets it: `missed` falls from 1 to
+1 - share. Memory that is slow at its first use (rates.fresh) adds to that. All this holds if the
+router chooses evenly, as its training makes it over many texts. Within one text, neighbouring
+tokens have 41 % of their experts in common (measured elsewhere), so that a run can beat the plan
+where the disk is the limit.
 
 Chapter 15.
 """
@@ -32,6 +37,8 @@ from k2ref.stream import OWN, SHARE, chunk_tokens
 
 CONTEXT = 4096
 CONTEXTS = (4096, 32768, 262144)
+SO_FAR = (0, 10, 100)  # tokens of a run: the next one's time is told
+PROMPT = 32  # tokens of a short prompt
 # The machines of `table`: GB of memory. Their rates are assumptions, and it says so.
 MACHINES = (1024, 768, 512, 256, 128)
 SERVER_MEMORY, NVME = 200e9, 6e9  # bytes a second
@@ -50,6 +57,9 @@ class Plan:
     dense_s: float  # what a token takes if all is in memory, without the experts
     expert_s: float  # and for them
     disk: float | None  # bytes a second; None: not known
+    dense_here: int = 0  # bytes of the dense weights that the page cache has from before
+    experts_here: int = 0  # and of the experts
+    fresh_s: float = 0.0  # seconds that a byte of memory takes more when it is first used
 
     @property
     def room(self):
@@ -68,35 +78,72 @@ class Plan:
         return min(1.0, free / self.experts) if self.experts else 1.0
 
     @property
-    def from_disk(self):
-        """Bytes that a token is expected to read from disk."""
-        return self.dense - self.dense_kept + self.chosen * (1 - self.share)
-
-    @property
     def memory_s(self):
         """Seconds a token takes if everything is in memory."""
         return self.dense_s + self.expert_s
 
-    @property
-    def token_s(self):
-        """Seconds a token takes; None where that needs a disk that could not be measured."""
-        if not self.from_disk:
+    # What follows is for the token after `n_before` others; without a number, after very many.
+
+    def unseen(self, n_before=None):
+        """Return the part of the experts that no token has chosen yet."""
+        if n_before is None or not self.experts:
+            return 0.0
+        return (1 - self.chosen / self.experts) ** n_before
+
+    def missed(self, n_before=None):
+        """Return the part of its experts' bytes that a token reads from disk."""
+        unseen = self.unseen(n_before)
+        not_here = 1 - self.experts_here / self.experts if self.experts else 0
+        return unseen * not_here + max(0.0, 1 - unseen - self.share)
+
+    def from_disk(self, n_before=None):
+        """Count the bytes that a token is expected to read from disk."""
+        return self.dense - self.dense_kept + self.chosen * self.missed(n_before)
+
+    def token_s(self, n_before=None):
+        """Count the seconds of a token; None where that needs a disk that could not be measured."""
+        if not self.from_disk(n_before):
             return self.memory_s
         if not self.disk:
             return None
         dense_s = self.dense_s + (self.dense - self.dense_kept) / self.disk
-        return dense_s + max(self.expert_s, self.chosen * (1 - self.share) / self.disk)
+        expert_s = max(self.expert_s, self.chosen * self.missed(n_before) / self.disk)
+        return dense_s + expert_s + self.fresh_s * self.grown(n_before)
+
+    def grown(self, n_before=None):
+        """Count the bytes by which memory fills; what takes others' place is not in it."""
+        is_full = 1 - self.unseen(n_before) >= self.share
+        experts = 0 if is_full else self.chosen * self.missed(n_before)
+        return experts + (self.ahead if n_before == 0 else 0)
+
+    def limit(self, n_before=None):
+        """Say what a faster one of would help most: "memory" or "disk"."""
+        n_bytes, memory_s = self.from_disk(n_before), self.memory_s
+        memory_s += self.fresh_s * self.grown(n_before)
+        return "disk" if n_bytes and n_bytes / self.disk > memory_s else "memory"
 
     @property
-    def limit(self):
-        """What a faster one of would help most: "memory" or "disk"."""
-        disk_s = self.from_disk / self.disk if self.from_disk else 0
-        return "disk" if disk_s > self.memory_s else "memory"
+    def ahead(self):
+        """Bytes of dense weights to be read before the first token."""
+        return max(0, self.dense_kept - self.dense_here)
+
+    def of_prompt(self, n_tokens):
+        """Count the bytes of experts that a prompt reads at the beginning of a run."""
+        return (1 - self.unseen(n_tokens)) * (self.experts - self.experts_here)
+
+    def prompt_s(self, n_tokens):
+        """Count the seconds that it waits for them."""
+        n_bytes = self.of_prompt(n_tokens)
+        grown = min(n_bytes, self.share * self.experts) + self.ahead
+        return n_bytes / self.disk + self.fresh_s * grown
 
 
 def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
-         cache_dtype="float32") -> Plan:
-    """Lay out a model's bytes under a budget of bytes, on a machine of this speed."""
+         cache_dtype="float32", here=(0, 0)) -> Plan:
+    """Lay out a model's bytes under a budget of bytes, on a machine of this speed.
+
+    `here` are the bytes that are in memory before the run: `rates.in_page_cache`.
+    """
     dense, experts = by_format(config)
     part = config.num_experts_per_tok / config.n_routed_experts
     n_moe = sum(map(config.is_moe_layer, range(config.num_hidden_layers)))
@@ -108,7 +155,7 @@ def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
         experts=sum(experts.values()), chosen=chosen, beside=chosen // max(1, n_moe),
         dense_s=sum(seconds.values()) + config.num_hidden_layers * speed.layer_s,
         expert_s=sum(n * part / speed.kernels[format] for format, n in experts.items()),
-        disk=speed.disk)
+        disk=speed.disk, dense_here=here[0], experts_here=here[1], fresh_s=speed.fresh_s)
 
 
 def by_format(config: Config) -> tuple[Counter, Counter]:
@@ -135,7 +182,7 @@ def report(model_path=None, memory_bytes=None, threads=None, cache_dtype="float3
            context=CONTEXT) -> str:
     """Measure this machine and say in readable text what a checkpoint will do on it.
 
-    Only config.json is read, and a few random pieces of the files to time the disk.
+    Only config.json and headers are read, and a few random pieces of the files to time the disk.
     Raises: ConfigError; OSError; ValueError where the system does not say how much memory there is
     """
     path = EMBEDDED if model_path is None else Path(model_path)
@@ -147,8 +194,9 @@ def report(model_path=None, memory_bytes=None, threads=None, cache_dtype="float3
                          "much memory is available, found none")
     budget = memory_bytes if given else SHARE * available
     formats = sorted({*by_format(config)[0], *by_format(config)[1]})
+    here = rates.in_page_cache(path, config)
     speed = rates.measure(path, threads, formats)
-    plan = make(config, budget, speed, context, cache_dtype)
+    plan = make(config, budget, speed, context, cache_dtype, here)
     origin = "" if given else f" ({SHARE:.0%} of what is available; --memory GB sets it)"
     if given and available is not None and budget > available:
         origin = f", though only {_gb(available)} are available now"
@@ -176,10 +224,13 @@ def _bytes(config, plan, context) -> str:
         lines.append(f"{kind:18}{_gb(n_bytes):>12}   {stays}")
     lines.append(f"{'beside them':18}{'':12}   {_gb(OWN)} for the program, {_gb(plan.cache)} for "
                  f"the cache of {context:,} tokens")
+    here = ""
+    if plan.dense_here or plan.experts_here:
+        here = (f"\nin memory from before: {_gb(plan.dense_here)} of the dense weights, "
+                f"{_gb(plan.experts_here)} of the experts")
     return "\n".join([
         *lines, "", f"a token is multiplied by {_gb(plan.dense)} of dense weights and "
-        f"{_gb(plan.chosen)} of experts,", f"of which {_gb(plan.from_disk)} are read from disk "
-        "(if it chooses its experts evenly)"])
+        f"{_gb(plan.chosen)} of experts{here}"])
 
 
 def _machine(speed) -> str:
@@ -187,28 +238,35 @@ def _machine(speed) -> str:
                         for format, rate in speed.kernels.items())
     disk = (f"{speed.disk / 1e9:.2f} GB/s at random places" if speed.disk else
             "not measured: there are no files, or too little data in them")
+    fresh = f"; {1e-9 / speed.fresh_s:.2f} GB/s when it is first used" if speed.fresh_s else ""
     return "\n".join([f"measured with {speed.threads} threads",
-                      f"  memory    {speed.memory / 1e9:.1f} GB/s",
+                      f"  memory    {speed.memory / 1e9:.1f} GB/s{fresh}",
                       f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
                       f"  disk      {disk}"])
 
 
 def _expected(config, plan) -> str:
-    if plan.token_s is None:
+    if plan.token_s() is None:
         return (f"expected: {plan.memory_s:.3g} s a token in memory, and what the disk takes to "
-                f"read {_gb(plan.from_disk)}")
-    chunk = chunk_tokens(config, plan.room - plan.dense_kept)
-    head = (f"expected: {1 / plan.token_s:.3g} tokens/s ({plan.token_s:.3g} s a token); the "
-            f"{plan.limit} is the limit")
-    if not plan.from_disk:
-        tail = "all of it stays in memory once it was read"
-    else:
-        tail = (f"{plan.memory_s:.3g} s if all were in memory; the disk takes "
-                f"{plan.from_disk / plan.disk:.3g} s")
+                f"read {_gb(plan.from_disk())}")
+    changes = plan.from_disk(0) != plan.from_disk()
+    head = f"{'tokens so far':15}{'from disk':>10}{'s a token':>11}{'tokens/s':>10}   the limit"
+    lines = ["expected, if experts are chosen evenly", f"  {head}"]
+    for n_before in (*SO_FAR * changes, None):
+        token_s = plan.token_s(n_before)
+        name = "many" if n_before is None else str(n_before)
+        if token_s is None:
+            speed = f"{'not known':>21}   disk"
+        else:
+            speed = f"{token_s:11.3g}{1 / token_s:10.3g}   {plan.limit(n_before)}"
+        lines.append(f"  {name:15}{_gb(plan.from_disk(n_before)):>10}{speed}")
     if plan.disk:
-        tail += f"; reading ahead takes {plan.dense_kept / plan.disk:.3g} s, once"
-    return (f"{head}\n  {tail}\n  a prompt goes through the layers {chunk:,} tokens at a time, "
-            "each expert read once for them all")
+        lines.append(f"  reading ahead takes {plan.ahead / plan.disk:.3g} s, once; a first prompt "
+                     f"of {PROMPT} tokens reads {_gb(plan.of_prompt(PROMPT))}: "
+                     f"{plan.prompt_s(PROMPT):.3g} s")
+    chunk = chunk_tokens(config, plan.room - plan.dense_kept)
+    return "\n".join([*lines, f"  a prompt goes through the layers {chunk:,} tokens at a time, "
+                      "each expert read once for them all"])
 
 
 def _contexts(config, dtype) -> str:
@@ -223,12 +281,12 @@ def table(config: Config, memory_rate=SERVER_MEMORY, disk_rate=NVME) -> str:
     """
     kernels = dict.fromkeys(("bf16", "int4", "fp8"), memory_rate)
     speed = rates.Rates(memory_rate, kernels, disk_rate, layer_s=0.0, threads=0)
-    lines = ["| memory | experts in memory | read from disk for a token | tokens/s | the limit |",
-             "|---|---|---|---|---|"]
+    lines = ["| memory | experts in memory | the first token | read from disk for a later one | "
+             "tokens/s | the limit |", "|---|---|---|---|---|---|"]
     for size in MACHINES:
         plan = make(config, SHARE * size * 1e9, speed)
-        lines.append(f"| {size} GB | {plan.share:.0%} | {_gb(plan.from_disk)} | "
-                     f"{1 / plan.token_s:.2g} | {plan.limit} |")
+        lines.append(f"| {size} GB | {plan.share:.0%} | {plan.token_s(0):.2g} s | "
+                     f"{_gb(plan.from_disk())} | {1 / plan.token_s():.2g} | {plan.limit()} |")
     return "\n".join([*lines, "", f"Assumed: weights at {memory_rate / 1e9:.0f} GB/s, a disk of "
                       f"{disk_rate / 1e9:.0f} GB/s, {SHARE:.0%} of the memory, evenly chosen "
                       "experts."])

@@ -5,40 +5,32 @@
 
 Prints a table, then one line of JSON. Every rate stands beside a sequential read of the same files
 made in the same minute, and each figure is a median, since disks are shared. Caches are dropped
-file by file, which needs no rights. `--quick` does less of everything; `--soak 30` adds half an
-hour at the smallest budget while another process fills the page cache.
+file by file, which needs no rights. `--quick` does less of everything, `--only` some of it, and
+`--soak 30` adds half an hour at the smallest budget while another process fills the page cache.
 """
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from itertools import chain
 from statistics import median
 
 import numpy as np
+from bench_budgets import SETTLE_S, at_budgets, decode, soak, wake
 
 import k2ref
-from k2ref import memory, moe, ops, plan, rates
+from k2ref import memory, moe, ops
 from k2ref import model as model_module
 from k2ref.meter import Meter
 from k2ref.residency import Residency
 from k2ref.trace import Trace
 
 BLOCK = 8 << 20
-STRETCH = 4  # tokens between two measurements of the machine
+PAIR = 4e9  # bytes: more than two tokens read
 SHARES = (0.4, 0.27, 0.13)  # of the checkpoint, where no budgets are given: 12, 8, 4 GB of 30
-THRASH = """
-import os, sys
-while True:
-    for path in sys.argv[1:]:
-        with open(path, "rb", buffering=0) as file:
-            while file.read(1 << 23): pass
-"""
+PARTS = "reading", "cold", "resident", "guesses", "budgets"
 
 
 def main():
@@ -46,11 +38,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", metavar="DIR")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS)
     parser.add_argument("--threads", metavar="N", type=int)
     parser.add_argument("--memory", metavar="GB", type=float, nargs="*", help="budgets to compare")
     parser.add_argument("--soak", metavar="MINUTES", type=float, default=0)
     args = parser.parse_args()
-    rounds, n_tokens = (7, 4) if args.quick else (25, 16)
+    rounds, n_tokens, settle_s = (7, 4, 2) if args.quick else (25, 16, SETTLE_S)
 
     model = k2ref.load(args.checkpoint, args.threads, memory=1 << 50)
     plain = mapped(args.checkpoint, model.threads)
@@ -59,13 +52,18 @@ def main():
     ids = np.random.default_rng(7).integers(0, model.config.vocab_size, n_tokens)
     rows = {"checkpoint_GB": n_bytes / 1e9, "dense_GB": model.stream.kept_bytes / 1e9,
             "kernels": ops.kernels_name(), "threads": model.threads}
-    rows |= reading(model, plain, rounds)
-    rows |= decode_cold(model, plain, ids)
-    rows |= machinery(model, plain, ids, rounds)
-    rows |= guesses(model, ids)
+    if "reading" in args.only:
+        rows |= reading(model, plain, rounds)
+    if "cold" in args.only:
+        rows |= decode_cold(model, plain, ids)
+    if "resident" in args.only:
+        rows |= machinery(model, plain, ids, rounds)
+    if "guesses" in args.only:
+        rows |= guesses(model, ids)
     del plain  # what is mapped cannot be dropped
-    more = np.random.default_rng(8).integers(0, model.config.vocab_size, 4 * n_tokens)
-    rows |= at_budgets(args.checkpoint, model, more, budgets)
+    if "budgets" in args.only:
+        more = np.random.default_rng(8).integers(0, model.config.vocab_size, 4 * n_tokens)
+        rows |= at_budgets(args.checkpoint, model, more, budgets, settle_s)
     if args.soak:
         rows |= soak(args.checkpoint, model, ids, min(budgets), args.soak * 60)
     for name, value in rows.items():
@@ -156,22 +154,13 @@ def reading(model, plain, rounds):
     return rows | {f"read_over_wanted_{name}": median(excess[name]) for name in excess}
 
 
-def decode(model, ids):
-    """Decode these tokens one at a time; return the seconds of each and a digest of all logits."""
-    cache, digest, times = k2ref.KVCache(model.config, len(ids)), hashlib.sha256(), []
-    for i in ids:
-        start_s = time.perf_counter()
-        digest.update(k2ref.forward(model, [i], cache).tobytes())
-        times.append(time.perf_counter() - start_s)
-    return times, digest.hexdigest()[:16]
-
-
 def decode_cold(model, plain, ids):
     """Decode two tokens at a time with no expert in memory, streamed and mapped in alternation."""
     decode(model, ids[:1])  # brings the dense weights back
     model.stream.meter = model.stream.residency.meter = meter = Meter()
     times, digests = {id(model): [], id(plain): []}, {id(model): [], id(plain): []}
     for k in range(0, len(ids), 2):
+        wake(PAIR)
         for way in (model, plain) if k % 4 else (plain, model):
             drop(model, plain)
             took_s, digest = decode(way, ids[k:k + 2])
@@ -229,76 +218,6 @@ def guesses(model, ids):
                 first_two.append(np.isin(guess[:2], chosen).mean())
     return {"next_layer_guessed": float(np.mean(right)),
             "next_layer_first_two_guessed": float(np.mean(first_two))}
-
-
-def at_budgets(path, model, ids, budgets):
-    """Decode under each budget, watching what is in memory after every token, beside the plan.
-
-    The first half of the tokens fills the memory, the second half is what is told. The plan is
-    measured again before each of some stretches of it, since machines are not always as fast.
-    """
-    formats = {*chain(*plan.by_format(model.config))}
-    rows, digests = {}, set()
-    for gigabytes in [None, *sorted(budgets, reverse=True)]:
-        own = None  # before its pages can be dropped, they must not be mapped any more
-        for file in model.files:
-            file.let_go(0, len(file.bytes))
-        try:
-            own = k2ref.load(path, model.threads, memory=gigabytes and gigabytes * 1e9)
-        except ValueError as error:  # less than a layer
-            rows[f"memory_{gigabytes:.3g}_GB"] = str(error)
-            continue
-        most, cache, digest = 0, k2ref.KVCache(own.config, len(ids)), hashlib.sha256()
-        plans, half, passes = [], len(ids) // 2, own.stream.meter.passes
-        for k, i in enumerate(ids):
-            if k >= half and (k - half) % STRETCH == 0:
-                speed = rates.measure(path, model.threads, formats)
-                plans.append(plan.make(own.config, own.stream.memory, speed, len(ids)))
-            digest.update(k2ref.forward(own, [i], cache).tobytes())
-            most = max(most, in_use(own))
-        digests.add(digest.hexdigest())
-        name = f"memory_{gigabytes:.3g}_GB" if gigabytes else "memory_default"
-        passes = list(passes)
-        late = passes[half:]
-        ratios = [median(p.time_s for p in late[k * STRETCH:][:STRETCH]) / planned.token_s
-                  for k, planned in enumerate(plans) if planned.token_s]
-        rows |= {f"{name}_most_GB": most / 1e9,
-                 f"{name}_s_per_token": median(p.time_s for p in late),
-                 f"{name}_read_GB_per_token": sum(p.read for p in late) / len(late) / 1e9,
-                 f"{name}_planned_GB_per_token": plans[0].from_disk / 1e9,
-                 f"{name}_read_over_missed": sum(p.read for p in passes[1:]) / max(
-                     1, sum(p.missed for p in passes[1:])),
-                 f"{name}_over_planned": median(ratios) if ratios else None}
-    return rows | {"same_bits_at_every_budget": len(digests) == 1}
-
-
-def in_use(model):
-    """Count what the process holds and what the page cache holds of the checkpoint."""
-    return memory.own() + sum(file.in_memory(0, len(file.bytes)) for file in model.files)
-
-
-def soak(path, model, ids, gigabytes, time_s):
-    """Decode the same tokens again and again while another process fills the page cache."""
-    for file in model.files:
-        file.let_go(0, len(file.bytes))
-    streamed = k2ref.load(path, model.threads, memory=gigabytes * 1e9)
-    files = [str(file.path) for file in model.files]
-    other = subprocess.Popen([sys.executable, "-c", THRASH, *files])
-    digests, own, start_s = set(), [], time.perf_counter()
-    try:
-        while time.perf_counter() - start_s < time_s:
-            digests.add(decode(streamed, ids)[1])
-            own.append(memory.own())
-    finally:
-        other.kill()
-        other.wait()
-    total, half = streamed.stream.meter.total, len(own) // 2
-    return {"soak_rounds": len(own), "soak_minutes": (time.perf_counter() - start_s) / 60,
-            "soak_same_bits": len(digests) == 1,
-            "soak_own_memory_GB": max(own) / 1e9,
-            "soak_own_memory_grew_MB": (max(own[half:]) - max(own[:half + 1])) / 1e6,
-            "soak_s_per_token": total.time_s / total.tokens,
-            "soak_read_over_missed": total.read / total.missed, "soak_pages_lost": total.lost}
 
 
 if __name__ == "__main__":

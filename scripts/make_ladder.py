@@ -1,12 +1,15 @@
-"""Fill in the ladder of docs/14-kernels.md from what `bench.py --ladder` measured.
+"""Fill in the tables of docs/14-kernels.md and kernel-notes.md from what `bench.py` measured.
 
     python scripts/bench.py --ladder | tail -n 1 > docs/data/ladder.json
-    python scripts/make_ladder.py            rewrite the table
-    python scripts/make_ladder.py --check    fail if it is not what the file says
+    for path in avx512 amx; do
+        K2REF_KERNELS=$path python scripts/bench.py | tail -n 1 > docs/data/rates-$path.json
+    done
+    python scripts/make_ladder.py            rewrite the tables
+    python scripts/make_ladder.py --check    fail if they are not what the files say
 
-The table stands between `<!-- ladder -->` and `<!-- end -->`. A result whose name begins with
-"only reading" is the limit that the others are compared with: the time in which a loop that does
-nothing else reads as many bytes.
+They stand between `<!-- ladder -->` or `<!-- rates -->` and `<!-- end -->`. A result of the ladder
+whose name begins with "only reading" is the limit that the others are compared with: the time in
+which a loop that does nothing else reads as many bytes.
 """
 
 import argparse
@@ -21,10 +24,9 @@ sys.path.insert(0, str(ROOT))
 from k2ref.config import Config  # noqa: E402
 from k2ref.layout import n_bytes, stored_parts  # noqa: E402
 
-PAGE, DATA = ROOT / "docs/14-kernels.md", ROOT / "docs/data/ladder.json"
+DOCS, DATA = ROOT / "docs", ROOT / "docs/data"
 CONFIG = ROOT / "tests/data/configs/Kimi-K2-Thinking.json"
-PART = re.compile(r"(<!-- ladder -->\n).*?(<!-- end -->)", re.S)
-LIMIT = "only reading"
+LIMIT, PATHS = "only reading", ("avx512", "amx")
 
 
 def matrix_bytes():
@@ -55,28 +57,59 @@ def table(measured):
     return "\n".join([*lines, "", *textwrap.wrap(where, 100)])
 
 
+def rates(avx512, amx):
+    """Make the table of both paths in Markdown from the last lines of `bench.py`, parsed."""
+    lines = ["| work | avx512 | of the limit | amx | of the limit |", "|---|---|---|---|---|"]
+    for name, first in avx512["results"].items():
+        cells = [name]
+        for found in (first, amx["results"][name]):
+            share = found.get("of_limit", 0)
+            is_share = found["unit"] in ("GB/s", "GFLOP/s") and share
+            cells += [f"{found['rate']:.4g} {found['unit']}", f"{share:.0%}" if is_share else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = amx["machine"]
+    where = (f"Measured on {machine['processor']}, {machine['threads']} threads, compiled with "
+             f"{machine['compiler']}. The limit of GB/s is the read loop, that of GFLOP/s the loop "
+             "of float32 multiply-adds, measured before and after each row.")
+    return "\n".join([*lines, "", *textwrap.wrap(where, 100)])
+
+
+def tables():
+    """Return (page, name of the part, its text) for each table, from the files in docs/data."""
+    def measured(name):
+        return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+    yield DOCS / "14-kernels.md", "ladder", table(measured("ladder"))
+    both = [measured(f"rates-{path}") for path in PATHS]
+    yield DOCS / "kernel-notes.md", "rates", rates(*both)
+
+
+def filled(page, name, text):
+    """Return the page with its part of this name replaced."""
+    part = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+    before = page.read_text(encoding="utf-8")
+    if len(part.findall(before)) != 1:
+        raise ValueError(f"{page.relative_to(ROOT)}: expected one part named {name}")
+    return part.sub(lambda found: f"{found[1]}{text}\n{found[2]}", before)
+
+
 def main():
-    """Rewrite the page's table, or with --check compare; return the exit status."""
+    """Rewrite the tables, or with --check compare; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if out of date")
     check = parser.parse_args().check
     try:
-        measured = json.loads(DATA.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        print(f"{DATA.relative_to(ROOT)}: expected the last line of bench.py --ladder, in JSON",
+        pages = [(page, name, filled(page, name, text)) for page, name, text in tables()]
+    except (OSError, ValueError) as error:
+        print(f"{DATA.relative_to(ROOT)}: expected the last lines of bench.py, in JSON ({error})",
               file=sys.stderr)
         return 1
-    page = PAGE.read_text(encoding="utf-8")
-    if len(PART.findall(page)) != 1:
-        print(f"{PAGE.relative_to(ROOT)}: expected one part named ladder", file=sys.stderr)
-        return 1
-    text = table(measured)
-    filled = PART.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
-    if check and filled != page:
-        print(f"{PAGE.relative_to(ROOT)}: the ladder is out of date: run "
-              "python scripts/make_ladder.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(filled, encoding="utf-8")
+    for page, name, text in pages:
+        if check and page.read_text(encoding="utf-8") != text:
+            print(f"{page.relative_to(ROOT)}: the {name} is out of date: run "
+                  "python scripts/make_ladder.py", file=sys.stderr)
+            return 1
+        if not check:
+            page.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -45,6 +45,7 @@ def train_step(weights, config, docs, pad, worker=0, n_workers=1):
     """
     total = sum(sum(weight[1:]) for _, weight in docs)
     share = sorted(docs, key=lambda doc: len(doc[0]))[worker::n_workers]
+    share = share or [([pad, pad], [0.0, 0.0])]  # one lesson was the whole step: nothing to add
     inputs, targets, masses = tiny_batches.grouped(share, pad)
     loss, loads = tiny_net.loss(tiny_model.deployed(weights), config, inputs, targets, masses)
     (loss / total).backward()
@@ -190,10 +191,10 @@ def arguments(argv):
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
     parser.add_argument("--work", type=Path, default=Path("build/tiny.work.pt"), help="resume file")
-    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--steps", type=int, default=5090)
     parser.add_argument("--tokens", type=int, default=8000, help="tokens of a step, at least")
     parser.add_argument("--lr", type=float, default=0.003)
-    parser.add_argument("--long", type=float, default=0.5, help="share of steps before long trails")
+    parser.add_argument("--long", type=float, default=0.55, help="share of steps before long trails")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that share each step")

@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import os
+import re
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from hypothesis import given
@@ -13,6 +17,8 @@ from hypothesis import strategies as st
 import k2ref
 from k2ref import attention, memory, plan, rates, stream
 from k2ref.config import Config
+from k2ref.pages import File
+from k2ref.shards import open_shards
 
 OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
 K2 = Config.from_dict(json.loads(OFFICIAL.read_text(encoding="utf-8")))
@@ -30,9 +36,9 @@ def test_the_official_checkpoint_weighs_what_is_known_of_it():
     made = plan.make(K2, 1024e9, rates_of())
     assert made.chosen == 11_890_863_360 and made.beside == 8 * 24_772_632
     assert made.dense + made.chosen + 2 * 7168 == K2.n_bytes_per_token
-    assert made.from_disk == 0 and made.share == 1 and made.limit == "memory"
+    assert made.from_disk() == 0 and made.share == 1 and made.limit() == "memory"
     expected_s = made.dense / 50e9 + made.chosen / 40e9 + 61 * 1e-4
-    assert made.token_s == made.memory_s == pytest.approx(expected_s, rel=1e-12)
+    assert made.token_s() == made.memory_s == pytest.approx(expected_s, rel=1e-12)
 
 
 def test_a_budget_for_a_part_of_the_experts():
@@ -40,9 +46,77 @@ def test_a_budget_for_a_part_of_the_experts():
     budget = stream.OWN + full.cache + full.dense + full.experts // 4
     made = plan.make(K2, budget, rates_of())
     assert made.dense_kept == made.dense and made.share == 0.25
-    assert made.from_disk == 0.75 * made.chosen and made.limit == "disk"
+    assert made.from_disk() == 0.75 * made.chosen and made.limit() == "disk"
     dense_s = made.dense / 50e9 + 61 * 1e-4
-    assert made.token_s == pytest.approx(dense_s + 0.75 * made.chosen / 5e9, rel=1e-12)
+    assert made.token_s() == pytest.approx(dense_s + 0.75 * made.chosen / 5e9, rel=1e-12)
+
+
+def test_experts_come_from_disk_when_they_are_first_chosen():
+    """Against a simulation: even choices, the least recently used experts go."""
+    rng, E, K, n_runs = np.random.default_rng(3), K2.n_routed_experts, K2.num_experts_per_tok, 40
+    full = plan.make(K2, 1024e9, rates_of())
+    for share in (0.1, 0.5, 1.0):
+        budget = stream.OWN + full.cache + full.dense + int(share * full.experts) + 1
+        made, missed = plan.make(K2, budget, rates_of()), np.zeros(300)
+        for _ in range(n_runs):
+            held = OrderedDict()
+            for n_before in range(len(missed)):
+                for e in rng.permutation(E)[:K]:
+                    missed[n_before] += e not in held
+                    held[e] = held.pop(e, None)
+                while len(held) > share * E:
+                    held.popitem(last=False)
+        for n_before in (0, 1, 10, 30, 100, 290):
+            found = missed[n_before:n_before + 10].sum() / (10 * n_runs * K)
+            expected = np.mean([made.missed(n) for n in range(n_before, n_before + 10)])
+            assert abs(found - expected) < 0.05, (share, n_before)
+        assert made.from_disk(0) == made.chosen == full.from_disk(0)
+        assert made.missed() == pytest.approx(1 - share, abs=1e-6)
+
+
+@given(share=st.floats(0, 1), here=st.floats(0, 1), n=st.integers(0, 2000))
+def test_the_first_tokens_and_the_many(share, here, n):
+    full = plan.make(K2, 1024e9, rates_of())
+    budget = stream.OWN + full.cache + full.dense + full.beside + share * full.experts
+    in_cache = int(here * full.dense), int(here * full.experts)
+    cold = plan.make(K2, budget, rates_of())
+    warm = plan.make(K2, budget, rates_of(), here=in_cache)
+    assert warm.missed(n) <= cold.missed(n) + 1e-12 and warm.ahead <= cold.ahead
+    assert 0 <= warm.missed(n) <= 1 and cold.missed(n) >= cold.missed(n + 1) - 1e-12
+    assert cold.missed(n) >= cold.missed() - 1e-12 and cold.token_s(n) >= cold.token_s() - 1e-9
+    assert warm.of_prompt(n) <= cold.of_prompt(n) <= cold.of_prompt(n + 1) <= cold.experts
+    assert warm.missed(10**5) == pytest.approx(warm.missed(), abs=1e-9)
+    if here == 1:
+        assert warm.missed(0) == 0 == warm.ahead == warm.of_prompt(n)
+
+
+def test_memory_that_is_slow_at_first_counts_where_the_weights_grow():
+    slow = dataclasses.replace(rates_of(), fresh_s=2e-9)
+    full, plain = (plan.make(K2, 1024e9, speed) for speed in (slow, rates_of()))
+    assert full.token_s(0) - plain.token_s(0) == pytest.approx(2e-9 * (full.chosen + full.dense))
+    assert full.token_s(5) - plain.token_s(5) == pytest.approx(2e-9 * full.from_disk(5))
+    assert full.token_s() == plain.token_s()
+    assert full.prompt_s(32) == pytest.approx(full.of_prompt(32) * (1 / 5e9 + 2e-9)
+                                              + 2e-9 * full.dense)
+    small = plan.make(K2, 64e9, slow)  # is full after some tokens: then others' places are taken
+    n_full = next(n for n in range(1000) if 1 - small.unseen(n) >= small.share)
+    assert small.grown(n_full - 1) == small.from_disk(n_full - 1) and small.grown(n_full) == 0
+
+
+def test_what_the_page_cache_has_is_not_read(tmp_path):
+    path = write_checkpoint(tmp_path, {**tiny_config(), "moe_intermediate_size": 512})
+    config = Config.from_dir(path)
+    kinds = config.n_bytes_by_kind
+    files = [File(shard) for shard in open_shards(path)[0]]
+    for file in files:
+        file.fetch(0, len(file.bytes))
+    if files[0].in_memory(0, len(files[0].bytes)) is None:
+        pytest.skip("this system does not tell what is in memory")
+    dense, experts = rates.in_page_cache(path, config)
+    assert dense == sum(kinds.values()) - kinds["experts"] - kinds["embedding"]
+    assert 0 <= kinds["experts"] - experts < 1 << 16  # edges of pages
+    (path / "model-00002-of-000002.safetensors").unlink()
+    assert rates.in_page_cache(path, config) == (0, 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -63,10 +137,10 @@ def test_more_memory_is_never_worse(a, b, disk):
     for made in (less, more):
         assert 0 <= made.dense_kept <= made.dense and 0 <= made.share <= 1
         assert made.dense_kept + made.share * made.experts <= made.room + 1
-        assert 0 <= made.from_disk <= made.dense + made.chosen
-        assert made.token_s >= made.memory_s
-        assert made.limit in ("memory", "disk")
-    assert less.from_disk >= more.from_disk and less.token_s >= more.token_s
+        assert 0 <= made.from_disk() <= made.dense + made.chosen
+        assert made.token_s() >= made.memory_s
+        assert made.limit() in ("memory", "disk")
+    assert less.from_disk() >= more.from_disk() and less.token_s() >= more.token_s()
 
 
 @given(budgets)
@@ -80,8 +154,8 @@ def test_dense_weights_come_before_experts(n_bytes):
 def test_a_faster_disk_is_never_worse_and_none_is_not_known(n_bytes, factor):
     disks = 1e9, factor * 1e9, None
     slow, fast, none = (plan.make(K2, n_bytes, rates_of(disk)) for disk in disks)
-    assert fast.token_s <= slow.token_s
-    assert (none.token_s is None) == (none.from_disk > 0)
+    assert fast.token_s() <= slow.token_s()
+    assert (none.token_s() is None) == (none.from_disk() > 0)
 
 
 @pytest.mark.parametrize("layout", ["thinking", "moonlight"])
@@ -130,9 +204,12 @@ def test_the_report_says_what_was_promised(tmp_path, measured):
             "the plan for 100.0 GB of memory", "experts               570.8 GB   13.7%: 78.",
             "attention              12.3 GB   all", "one row for each token",
             "multiplied by 21.1 GB of dense weights and 11.9 GB of experts",
-            f"of which {made.from_disk / 1e9:.1f} GB are read from disk",
             "memory    60.0 GB/s", "disk      5.00 GB/s",
-            f"expected: {1 / made.token_s:.3g} tokens/s", "the disk is the limit",
+            f"  0                 11.9 GB{made.token_s(0):11.3g}{1 / made.token_s(0):10.3g}   disk",
+            f"{made.from_disk(10) / 1e9:.1f} GB{made.token_s(10):11.3g}",
+            f"  many              {made.from_disk() / 1e9:.1f} GB{made.token_s():11.3g}",
+            f"reading ahead takes {made.dense / 5e9:.3g} s",
+            f"reads {made.of_prompt(32) / 1e9:.1f} GB: {made.prompt_s(32):.3g} s",
             "tokens at a time", "4K tokens 0.58 GB, 32K tokens 4.61 GB, 256K tokens 36.8 GB"):
         assert expected in text, expected
     assert max(map(len, text.splitlines()[1:])) <= 100
@@ -156,13 +233,33 @@ def test_the_report_of_a_model_whose_disk_cannot_be_timed(monkeypatch):
     assert "not measured: there are no files" in plan.report(None, int(1e9))
     small = plan.report(None, stream.OWN + 100_000)
     assert "and what the disk takes" in small and "tokens/s" not in small
+    monkeypatch.setattr(rates, "in_page_cache", lambda *_: (0, 0))
+    assert re.search(r"\n  0 +[\d.]+ MB +not known   disk\n", plan.report(None, int(1e9)))
+
+
+def test_the_report_counts_what_is_in_memory(measured, monkeypatch):
+    monkeypatch.setattr(rates, "in_page_cache", lambda *_: (10**5, 0))
+    assert "in memory from before: 0.1 MB of the dense weights, nothing of the experts" in \
+        plan.report(None, int(1e9))
+    experts = k2ref.load().config.n_bytes_by_kind["experts"]
+    monkeypatch.setattr(rates, "in_page_cache", lambda *_: (10**5, experts))
+    text = plan.report(None, int(1e9))
+    assert "\n  many " in text and "\n  0 " not in text  # nothing changes, so one line says it
+
+
+def test_the_report_tells_of_slow_first_touches(monkeypatch):
+    slow = dataclasses.replace(rates_of(), fresh_s=2e-9)
+    monkeypatch.setattr(rates, "measure", lambda *_: slow)
+    assert "60.0 GB/s; 0.50 GB/s when it is first used" in plan.report(None, int(1e9))
 
 
 def test_the_table_of_the_readme():
     rows = plan.table(K2).splitlines()[2:7]
     assert [row.split(" | ")[0] for row in rows] == [f"| {n} GB" for n in plan.MACHINES]
     shares = [int(row.split(" | ")[1].rstrip("%")) for row in rows]
-    speeds = [float(row.split(" | ")[3]) for row in rows]
+    speeds = [float(row.split(" | ")[4]) for row in rows]
+    firsts = {row.split(" | ")[2] for row in rows}
+    assert firsts == {"2.1 s"}  # whatever the memory: nothing is in it yet
     assert shares == sorted(shares, reverse=True) and speeds == sorted(speeds, reverse=True)
     assert shares[0] == 100 and "memory" in rows[0] and "disk" in rows[-1]
 
@@ -204,6 +301,30 @@ def test_a_file_system_without_direct_reads_is_timed_all_the_same(tmp_path, monk
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "preadv", read)
     assert rates._read_uncached(path, 0, bytearray(rates.DISK_READ)) == rates.DISK_READ
+
+
+def test_the_first_touch_of_what_was_read_is_timed_and_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "TIME_S", 0.2)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(3 << 23))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    held, real = [], File.fetch
+
+    def fetch(self, *at):
+        held.append((self, at))
+        real(self, *at)
+
+    monkeypatch.setattr(File, "fetch", fetch)
+    assert 0 <= rates.fresh(tmp_path, 2) < 1e-6
+    if sys.platform == "linux":
+        assert held and not any(file.in_memory(*at) for file, at in held)
+    held.clear()
+    path.read_bytes()  # in memory: nothing to be read, so nothing to be told
+    assert rates.fresh(tmp_path, 1) == 0.0
+    assert rates.fresh(tmp_path / "nowhere", 1) == 0.0
 
 
 def test_holes_and_small_files_are_not_timed(tmp_path):

@@ -38,8 +38,9 @@ OTHERWISE = {"transformers_version"}
 # Held-out cases of which so many are right of N_CASES; the card has the table of all rows.
 N_CASES = 20
 LEAST = {
-    "one-step sums through the calculator: right answer": 13,
-    "capitals, unseen phrasing": 13,
+    "one-step sums through the calculator: right answer": 18,
+    "two- and three-step chains": 18,
+    "capitals, unseen phrasing": 15,
     "column addition up to 3 digits, no tools": 17,
 }
 
