@@ -194,7 +194,7 @@ def arguments(argv):
     parser.add_argument("--steps", type=int, default=5090)
     parser.add_argument("--tokens", type=int, default=8000, help="tokens of a step, at least")
     parser.add_argument("--lr", type=float, default=0.003)
-    parser.add_argument("--long", type=float, default=0.55, help="share of steps before long trails")
+    parser.add_argument("--long", type=float, default=0.55, help="share of steps without trails")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that share each step")
