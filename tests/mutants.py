@@ -55,7 +55,7 @@ MUTANTS = [
            "test_attention.py test_model.py", rebuild=True),
     Mutant("no-causal-mask-in-tiles", "_attend_tiles.h",
            "seen = a->start + t + 1;", "seen = a->start + a->T;",
-           "test_attention.py", rebuild=True),
+           "test_attend.py", rebuild=True),
     Mutant("no-causal-mask-in-numpy", "attention.py",
            "scores[hidden] = -np.inf", "pass", "test_attention.py test_model.py test_golden.py"),
     Mutant("heads-swapped-in-kv-b", "attention.py",
