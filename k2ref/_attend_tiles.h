@@ -83,6 +83,7 @@ typedef struct {
 } Room;
 
 static long n_steps(long n) { return (n + STEP - 1) / STEP; }
+
 /* A model of few heads fills no tiles: with 4 heads AVX-512 is six times as fast. That does not
  * depend on the token, so each model keeps to one order. */
 INLINE int is_for_tiles(const Attention *a) { return a->H > 16; }
