@@ -1,7 +1,7 @@
 """Comparing two numbers: digit by digit, as one reads them."""
 
-from tiny_sums import fill, pair_key
-from tiny_words import Exchange, choose, is_held_out, noisy, numbers, split, whole
+from tiny_sums import pair_key
+from tiny_words import Exchange, choose, fill, is_held_out, noisy, numbers, split, whole
 
 BIG = "[larger|bigger|greater|more|higher]"
 SMALL = "[smaller|less|lower]"

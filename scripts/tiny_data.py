@@ -22,6 +22,7 @@ from tiny_words import (
     calculator,
     called,
     choose,
+    find_calculator,
     is_held_out,
     lookup,
     made_up,
@@ -37,7 +38,6 @@ INTENTS = {  # how often each is drawn
     tiny_talk.unknown: 9, tiny_talk.repeat: 8,
 }
 UNSPLIT = {"topic"}  # topics are also put together of words from the right side
-CALCULATORS = {"calculator", "calc", "math", "compute", "evaluate"}
 
 
 def same_again(rng, before, held_out=False):
@@ -134,8 +134,7 @@ def lesson(rng):
 
 def earlier(rng, first):
     """Make an exchange that uses the tools of `first`, to stand before it, or small talk."""
-    by_name = {t["function"]["name"]: t for t in first.tools}
-    calc = next((t for name, t in by_name.items() if name in CALCULATORS), None)
+    calc = find_calculator(first.tools)
     if calc is None or rng.random() < 0.3:
         return tiny_talk.greeting(rng)
     before = tiny_sums.one_step(rng)

@@ -13,6 +13,7 @@ from tiny_words import (
     called,
     choose,
     code,
+    fill,
     is_held_out,
     kit,
     lookup,
@@ -135,13 +136,6 @@ END = ["This is the last page.", "The end.", "No more links.", "There is no next
 def amount(rng):
     """Make up what a lookup returns for an amount."""
     return str(whole(rng, rng.randint(1, 6)))
-
-
-def fill(template, **values):
-    """Put values into a template by plain replacement."""
-    for key, value in values.items():
-        template = template.replace(f"{{{key}}}", str(value))
-    return template
 
 
 def known_name(rng, held_out):

@@ -11,8 +11,9 @@ from tiny_words import (
     calculator,
     called,
     choose,
+    fill,
+    find_calculator,
     is_held_out,
-    kind_of,
     kit,
     noisy,
     numbers,
@@ -84,13 +85,6 @@ def one_step(rng, held_out=False):
 def in_order(template, op, a, b):
     """Return the operands in the order of their mention, where the operation lets them."""
     return (b, a) if op in "+*" and template.find("{b}") < template.find("{a}") else (a, b)
-
-
-def fill(template, **values):
-    """Put values into a template by plain replacement, since the text may hold braces."""
-    for name, value in values.items():
-        template = template.replace(f"{{{name}}}", str(value))
-    return template
 
 
 def word_problem(rng, held_out=False, tools=True):
@@ -179,7 +173,7 @@ def further(rng, before, held_out=False):
             break
     question, (phrase,) = filled(rng, noisy(rng, template), [(op, b)])
     held = [("now", template), pair_key(left, b)]
-    calc = next((t for t in before.tools if kind_of(t) == "calculator"), None)
+    calc = find_calculator(before.tools)
     think = f"Now {left}. Next {phrase}: {left} {op} {b}."
     if calc is None:
         return without_calculator(question, think, left, op, b,

@@ -48,6 +48,13 @@ def choose(rng, kind, options, held_out=False):
     return rng.choice(rng.choice(sides(kind, tuple(options))[held_out]))
 
 
+def fill(template, **values):
+    """Put values into a template by plain replacement, since the text may hold braces."""
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", str(value))
+    return template
+
+
 @dataclass
 class Exchange:
     """Hold one question, the calls it takes, each (thinking, name, arguments, result), the answer.
@@ -264,6 +271,11 @@ def kind_of(one):
         if any(w in text for w in words):
             return kind
     return one["function"]["name"]
+
+
+def find_calculator(tools):
+    """Return the calculator among the tools; None if there is none."""
+    return next((one for one in tools if kind_of(one) == "calculator"), None)
 
 
 def arguments(value):
