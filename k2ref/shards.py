@@ -227,7 +227,7 @@ def _count_keys(found) -> int:
     """Count the keys of an object and of the objects in it, not those further down."""
     if not isinstance(found, dict):
         return 0
-    return len(found) + sum(map(len, [value for value in found.values() if type(value) is dict]))
+    return len(found) + sum(len(value) for value in found.values() if type(value) is dict)
 
 
 def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
