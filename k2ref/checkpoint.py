@@ -165,12 +165,12 @@ def compare(config: Config, found: dict[str, Stored]) -> tuple[dict[str, Stored]
     """
     format_of = layout.format_finder(config.quantization_config, config.tensor_prefix)
     prefix = config.tensor_prefix
-    bound, faults = {}, []
+    bound, faults, left = {}, [], dict(found)
     for tensor in layout.tensors(config):
         format = format_of(tensor)
         for suffix, dtypes, shape in layout.stored_parts(tensor.shape, format):
             name = tensor.name + suffix
-            stored = bound[name] = found.get(prefix + name)
+            stored = bound[name] = left.pop(prefix + name, None)
             if stored is None:
                 faults.append(_missing(prefix + tensor.name, suffix, format, found))
                 continue
@@ -180,11 +180,10 @@ def compare(config: Config, found: dict[str, Stored]) -> tuple[dict[str, Stored]
                 is_there = f"{dtype} {list(its_shape)}"
                 faults.append(Fault("wrong", prefix + name, stored.shard, expected, is_there))
             # Safetensors' own writer aligns; the kernels rely on it for what they read in place.
-            elif start % layout.BYTES_OF[dtype] and suffix != ".weight_shape":
+            elif start % 8 and start % layout.BYTES_OF[dtype] and suffix != ".weight_shape":
                 expected = f"data at a multiple of {layout.BYTES_OF[dtype]} bytes"
                 faults.append(Fault("wrong", prefix + name, stored.shard, expected, str(start)))
-    known = {prefix + name for name in bound} if prefix else bound
-    for name in sorted(name for name in found if name not in known):
+    for name in sorted(left):
         if not is_unused(name, config):
             expected = "only tensors of the model that config.json describes"
             faults.append(Fault("extra", name, found[name].shard, expected, "this"))

@@ -104,8 +104,7 @@ def list_files(directory) -> tuple[list[str], dict[str, str] | None]:
     """
     directory = Path(directory)
     if os.path.lexists(directory / INDEX):
-        weight_map = _read_index(directory)
-        return sorted(set(weight_map.values())), weight_map
+        return _read_index(directory)
     if not os.path.lexists(directory / SINGLE):
         raise mismatch(directory, f"{INDEX} or {SINGLE}", "neither")
     return [SINGLE], None
@@ -130,8 +129,8 @@ def not_in_shards(directory, weight_map: dict[str, str], tensors) -> CheckpointE
     return mismatch(f"{path}: tensor {missing!r}", f"it here, as {INDEX} says", "none")
 
 
-def _read_index(directory: Path) -> dict[str, str]:
-    """Return the index's `{tensor: shard}`, in whatever order it is written."""
+def _read_index(directory: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the shards, sorted, and the index's `{tensor: shard}`, in the order it is written."""
     # Trap: names are never made up from a pattern: the official ones end in a total of six digits.
     path = _inside(directory, INDEX)
     try:
@@ -144,13 +143,13 @@ def _read_index(directory: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise mismatch(path, "an object `weight_map`", f"{weight_map!r:.60}")
-    names = weight_map.values()
-    if set(map(type, names)) != {str}:
+    if set(map(type, weight_map.values())) != {str}:
         raise mismatch(path, "a file name for each tensor", "a value that is not a string")
-    for name in set(names):
+    names = sorted(set(weight_map.values()))
+    for name in names:
         if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
             raise mismatch(path, "names of files in the directory", f"{name!r:.200}")
-    return weight_map
+    return names, weight_map
 
 
 def _inside(directory: Path, name: str) -> Path:
@@ -233,35 +232,36 @@ def _count_keys(found) -> int:
 def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
     """Check one file's header: every byte of the data belongs to exactly one tensor."""
     n_file, data_start = len(shard.map), 8 + len(text)
-    new = tuple.__new__  # half the time of a NamedTuple's own
+    new = tuple.__new__  # half the time of a NamedTuple's own; each takes its entry's place
     header = _parse(shard.path, text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or set(map(type, metadata.values())) - {str}:
         raise mismatch(f"{shard.path}: __metadata__", "an object of strings", f"{metadata!r:.60}")
-    known: dict[str, tuple] = {}  # few dtypes and shapes come again and again
-    tensors, end, is_in_order = {}, 0, True
+    known, end, is_in_order = {}, 0, True  # few dtypes and shapes come again and again
     for name, entry in header.items():
         try:
             dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            n_entries = len(entry)
+            if len(entry) != 3:
+                raise ValueError
         except (TypeError, KeyError, ValueError):
-            n_entries = 0
-        if n_entries != 3:
-            where = f"{shard.path}: tensor {name!r}"
-            raise mismatch(where, "dtype, shape and two data_offsets", f"{entry!r:.200}")
-        key = f"{dtype!r}{shape!r}"  # as text, so that `true` or `1.0` does not pass for a 1
-        if key not in known:
-            known[key] = _check_shape(shard.path, name, dtype, shape)
-        dtype, shape, n_bytes = known[key]
+            where, expected = f"{shard.path}: tensor {name!r}", "dtype, shape and two data_offsets"
+            raise mismatch(where, expected, f"{entry!r:.200}") from None
+        try:
+            for size in shape:
+                if type(size) is not int:  # Trap: `true` and `1.0` are the same key as 1
+                    raise TypeError
+            dtype, shape, n_bytes = known[(dtype, type(shape), *shape)]
+        except (TypeError, KeyError):
+            checked = _check_shape(shard.path, name, dtype, shape)
+            dtype, shape, n_bytes = known[(dtype, list, *shape)] = checked
         if type(start) is not int or type(stop) is not int or stop - start != n_bytes:
             where = f"{shard.path}: tensor {name!r}, {dtype} {list(shape)}"
             raise mismatch(where, f"data_offsets {n_bytes} bytes apart", f"{[start, stop]!r:.100}")
-        is_in_order = is_in_order and start == end
-        end = stop
-        tensors[name] = new(Stored, (number, dtype, shape, data_start + start, data_start + stop))
+        is_in_order, end = is_in_order and start == end, stop
+        header[name] = new(Stored, (number, dtype, shape, data_start + start, data_start + stop))
     if not is_in_order or data_start + end != n_file:
-        _check_coverage(shard.path, tensors, data_start, n_file)
-    return tensors
+        _check_coverage(shard.path, header, data_start, n_file)
+    return header
 
 
 def _check_shape(path: Path, name: str, dtype, shape) -> tuple[str, tuple[int, ...], int]:

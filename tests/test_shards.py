@@ -172,6 +172,16 @@ def test_malformed_header_entries_are_named(tmp_path, name, key, value):
         open_small(tmp_path, header=header)
 
 
+@pytest.mark.parametrize(("sound", "other"), [([1], [True]), ([1], [1.0]), ([], ""), ([], {})])
+def test_a_shape_that_only_equals_one_seen_before_is_refused(tmp_path, sound, other):
+    header = {
+        name: {"dtype": "BF16", "shape": shape, "data_offsets": [start, start + 2]}
+        for name, shape, start in (("first", sound, 0), ("second", sound, 2), ("third", other, 4))
+    }
+    with pytest.raises(CheckpointError, match="tensor 'third': expected a shape"):
+        open_small(tmp_path, header=header)
+
+
 def test_holes_overlaps_and_duplicates_are_refused(tmp_path):
     header = make_header(SMALL_TENSORS)
     for entry in list(header.values())[1:]:
