@@ -196,6 +196,60 @@ def rms_norm(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray out, float eps):
             path.rms_norm_row(a + t * (x.strides[0] // 4), w, o + t * (out.strides[0] // 4), D, eps)
 
 
+def rotate(cnp.ndarray x, cnp.ndarray cos, cnp.ndarray sin, cnp.ndarray out):
+    """Write x (T, H, R) or (T, R), each pair turned by its angle. Twin: rope.rotate_numpy."""
+    cdef bint heads = x.ndim == 3
+    cdef float *a = floats(x, "x", 3 if heads else 2)
+    cdef float *c = floats(cos, "cos", 2)
+    cdef float *s = floats(sin, "sin", 2)
+    cdef float *o = floats(out, "out", x.ndim, True)
+    cdef float *pairs
+    cdef long T = x.shape[0], H = x.shape[1] if heads else 1, half = cos.shape[1], t, h, j
+    cdef long token = x.strides[0] // 4, head = x.strides[1] // 4 if heads else 0
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(cos) and cnp.PyArray_IS_C_CONTIGUOUS(sin)
+            and cnp.PyArray_IS_C_CONTIGUOUS(out) and cos.shape[0] == sin.shape[0] == T
+            and sin.shape[1] == half and x.shape[x.ndim - 1] == 2 * half
+            and (<object>out).shape == (<object>x).shape):
+        raise ValueError(f"rotate: x {(<object>x).shape}, out {(<object>out).shape}, cos "
+                         f"{(<object>cos).shape}, sin {(<object>sin).shape} do not fit together")
+    with nogil:
+        for t in range(T):
+            for h in range(H):
+                pairs = a + t * token + h * head
+                for j in range(half):
+                    o[j] = pairs[2 * j] * c[j] - pairs[2 * j + 1] * s[j]
+                    o[half + j] = pairs[2 * j + 1] * c[j] + pairs[2 * j] * s[j]
+                o += 2 * half
+            c, s = c + half, s + half
+
+
+def weighted_sum(cnp.ndarray weights, list rows, cnp.ndarray out):
+    """Write out[t], the sum of weights[t, k] rows[t K + k], k after k.
+
+    weights (T, K), T K rows (D,), out (T, D). Twin: ops.weighted_sum_numpy.
+    """
+    cdef float *w = floats(weights, "weights", 2)
+    cdef float *o = floats(out, "out", 2, True)
+    cdef float *row
+    cdef long T = weights.shape[0], K = weights.shape[1], D = out.shape[1], t, k, d
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(weights) and cnp.PyArray_IS_C_CONTIGUOUS(out)
+            and out.shape[0] == T and K > 0 and len(rows) == T * K
+            and all([r.shape == (D,) for r in rows])):
+        raise ValueError(f"weighted_sum: weights {(<object>weights).shape}, {len(rows)} rows and "
+                         f"out {(<object>out).shape} do not fit together")
+    for t in range(T):
+        for k in range(K):
+            row = floats(rows[t * K + k], "row", 1)
+            with nogil:
+                if k == 0:
+                    for d in range(D):
+                        o[d] = w[0] * row[d]
+                else:
+                    for d in range(D):
+                        o[d] += w[k] * row[d]
+        o, w = o + D, w + K
+
+
 def multiply_adds(long n_rounds, int threads):
     """Do nothing but multiply-adds, from registers; return how many there were, over all threads."""
     with nogil:

@@ -202,7 +202,7 @@ def attend_absorbed(q_nope, q_rope, cache_rows, start, w, softmax_scale, threads
     T, H, R = q_rope.shape
     C = w.W_UK[0].shape[1]
     q = np.zeros((T, H, cache_rows.shape[1]), np.float32)
-    q[..., :C] = ops.linear_heads(q_nope, w.W_UK, transposed=True, threads=threads)
+    ops.linear_heads(q_nope, w.W_UK, transposed=True, threads=threads, out=q[..., :C])
     q[..., C:C + R] = q_rope
     if cache_rows.dtype == np.uint16:
         cache_rows = bf16_to_f32(cache_rows[:-(-(start + T) // KEY_BLOCK) * KEY_BLOCK])

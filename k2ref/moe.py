@@ -109,9 +109,9 @@ def choose(scores, bias, config):
     choice = scores + bias
     if config.n_group > 1:
         choice = _mask_groups(choice, config)
-    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, :config.num_experts_per_tok]
+    chosen = (-choice).argsort(axis=-1, kind="stable")[:, :config.num_experts_per_tok]
     # Trap: the bias must not reach the mixing weights (vllm#12002).
-    mix = np.take_along_axis(scores, chosen, axis=-1)
+    mix = scores[np.arange(len(scores))[:, None], chosen]
     if config.norm_topk_prob and config.num_experts_per_tok > 1:
         mix = mix / (mix.sum(axis=-1, keepdims=True) + np.float32(1e-20))
     return chosen, mix * np.float32(config.routed_scaling_factor)
@@ -144,23 +144,21 @@ def mixture(h, w, chosen, mix, threads=None, arrivals=None):
     ready first: `arrivals` yields the experts used, a list at a time; without it, all at once.
     Source: modeling_deepseek.py, DeepseekV3MoE.
     """
-    T, K = chosen.shape
-    outputs, shared = np.empty((T, K, h.shape[1]), np.float32), None
-    for group in arrivals or [np.unique(chosen)]:
-        places = [np.nonzero(chosen == e) for e in group]  # the tokens of expert e, and their k
+    tokens = {}  # of each expert
+    for t, experts in enumerate(chosen.tolist()):
+        for e in experts:
+            tokens.setdefault(e, []).append(t)
+    outputs, shared = {}, None  # of each expert, a row for each of its tokens
+    for group in arrivals or [list(tokens)]:
         # One token is given to all as it is: the kernel then puts it in order once for all experts.
-        inputs = [(h if T == 1 else h[t], w.expert(int(e)))
-                  for e, (t, _) in zip(group, places, strict=True)]
+        inputs = [(h if len(h) == 1 else h[tokens[e]], w.expert(e)) for e in group]
         if shared is None:  # with the first group: it has nothing to wait for
             *routed, shared = mlps([*inputs, (h, w.shared)], threads)
         else:
             routed = mlps(inputs, threads)
-        for (t, k), y in zip(places, routed, strict=True):
-            outputs[t, k] = y
-    y = mix[:, 0, None] * outputs[:, 0]
-    for k in range(1, K):
-        y += mix[:, k, None] * outputs[:, k]
-    return y + shared
+        outputs.update(zip(group, map(iter, routed), strict=True))
+    rows = [next(outputs[e]) for experts in chosen.tolist() for e in experts]
+    return ops.weighted_sum(mix, rows) + shared
 
 
 def moe(h, w, i, config, threads=None, trace=None, stream=None):
@@ -169,7 +167,7 @@ def moe(h, w, i, config, threads=None, trace=None, stream=None):
     (T, D) -> (T, D)
     """
     chosen, mix = route(h, w.gate, w.bias, config, threads)
-    arrivals = stream.arrivals(i, np.unique(chosen)) if stream else None
+    arrivals = stream.arrivals(i, np.unique(chosen).tolist()) if stream else None
     y = mixture(h, w, chosen, mix, threads, arrivals)
     if trace is not None:
         trace.record_all(f"layers.{i}.moe.", chosen=chosen, mix=mix, out=y)

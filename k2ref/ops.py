@@ -101,29 +101,30 @@ def linear_many(products, threads=None):
     """
     if kernels is None:
         return [linear_numpy(x, w) for x, w in products]
-    results = [np.empty((x.shape[0], w.shape[0]), np.float32) for x, w in products]
-    jobs = [(x, w, y, False) for (x, w), y in zip(products, results, strict=True)]
+    jobs = [(x, w, np.empty((len(x), w.shape[0]), np.float32), False) for x, w in products]
     kernels.linear(jobs, threads or default_threads())
-    return results
+    return [y for _, _, y, _ in jobs]
 
 
-def linear_heads(x, weights, transposed=False, threads=None):
+def linear_heads(x, weights, transposed=False, threads=None, out=None):
     """Multiply each head's activations by that head's weight: y[:, h] = x[:, h] W[h]^T.
 
     (T, H, I) -> (T, H, O)
 
     `weights` holds one weight (O, I) per head; with `transposed` it is y[:, h] = x[:, h] W[h].
+    y is `out`, if given.
     """
     T, H, _ = x.shape
-    y = np.empty((T, H, weights[0].shape[1 if transposed else 0]), np.float32)
+    if out is None:
+        out = np.empty((T, H, weights[0].shape[1 if transposed else 0]), np.float32)
     if kernels is None:
         for h, w in enumerate(weights):
             matrix = w.dequantize()
-            y[:, h] = x[:, h] @ (matrix if transposed else matrix.T)
+            out[:, h] = x[:, h] @ (matrix if transposed else matrix.T)
     else:
-        jobs = [(x[:, h], w, y[:, h], transposed) for h, w in enumerate(weights)]
+        jobs = [(x[:, h], w, out[:, h], transposed) for h, w in enumerate(weights)]
         kernels.linear(jobs, threads or default_threads())
-    return y
+    return out
 
 
 def linear_numpy(x, w):
@@ -186,13 +187,40 @@ def silu_mul(gate, up):
     return out
 
 
+def weighted_sum(weights, rows):
+    """Add up each token's K rows by its weights, one after the other.
+
+    (T, K) -> (T, D)
+
+    `rows` lists the K rows (D,) of the first token, then those of the second, and so on.
+    """
+    if kernels is None:
+        return weighted_sum_numpy(weights, rows)
+    y = np.empty((len(weights), len(rows[0])), np.float32)
+    kernels.weighted_sum(weights, rows, y)
+    return y
+
+
+def weighted_sum_numpy(weights, rows):
+    """Compute `weighted_sum` in NumPy.
+
+    (T, K) -> (T, D)
+    """
+    T, K = weights.shape
+    rows = np.reshape(rows, (T, K, -1))
+    y = weights[:, 0, None] * rows[:, 0]
+    for k in range(1, K):
+        y += weights[:, k, None] * rows[:, k]
+    return y
+
+
 def sigmoid(x):
     """Map scores to (0, 1): 1 / (1 + exp(-x)), elementwise, without overflow.
 
     (...) -> (...)
     """
-    e = np.exp(-np.abs(x))  # in (0, 1], whatever x
-    return np.where(x >= 0, 1, e) / (1 + e)
+    # 1 / (1 + exp(-x)) for positive x, exp(x) / (exp(x) + 1) for the others
+    return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
 
 
 def softmax(x):

@@ -11,6 +11,7 @@ Chapter 06.
 
 import numpy as np
 
+from k2ref import ops
 from k2ref.config import Config
 
 
@@ -56,6 +57,18 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     them; attention only needs that queries and keys agree.
 
     Source: official modeling_deepseek.py, `apply_rotary_pos_emb`.
+    """
+    if ops.kernels is None:
+        return rotate_numpy(x, cos, sin)
+    y = np.empty(x.shape, np.float32)
+    ops.kernels.rotate(x, cos, sin, y)
+    return y
+
+
+def rotate_numpy(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Compute `rotate` in NumPy.
+
+    (T, ..., R), (T, R/2), (T, R/2) -> (T, ..., R)
     """
     # Trap: a pair is two neighbours, x[2j] and x[2j+1], not x[j] and x[R/2+j]
     # (text-generation-inference#2224).

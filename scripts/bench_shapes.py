@@ -179,6 +179,7 @@ def python_share(threads):
     class Timed:
         linear, attend = timed(ops.kernels.linear), timed(ops.kernels.attend)
         silu_mul, rms_norm = timed(ops.kernels.silu_mul), timed(ops.kernels.rms_norm)
+        rotate, weighted_sum = timed(ops.kernels.rotate), timed(ops.kernels.weighted_sum)
 
     shares, kernels = [], ops.kernels
     ops.kernels = Timed

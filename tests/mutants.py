@@ -31,7 +31,7 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant("bias-in-the-mixing-weights", "moe.py",
-           "mix = np.take_along_axis(scores, chosen", "mix = np.take_along_axis(choice, chosen",
+           "mix = scores[np.arange(len(scores))", "mix = choice[np.arange(len(scores))",
            "test_moe.py"),
     Mutant("mix-not-normalised", "moe.py",
            "if config.norm_topk_prob and", "if False and", "test_moe.py"),
@@ -40,7 +40,8 @@ MUTANTS = [
            "return choose((ops.sigmoid(ops.linear(h, gate, threads)).view(np.uint32) >> 16 << 16)"
            ".view(np.float32), bias, config)",
            "test_moe.py test_golden.py"),
-    Mutant("shared-expert-forgotten", "moe.py", "return y + shared", "return y",
+    Mutant("shared-expert-forgotten", "moe.py",
+           "return ops.weighted_sum(mix, rows) + shared", "return ops.weighted_sum(mix, rows)",
            "test_moe.py test_golden.py"),
     Mutant("mscale-for-mscale-all-dim", "config.py",
            "attention_factor(self.rope_scaling.mscale_all_dim) ** 2",

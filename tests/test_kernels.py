@@ -32,6 +32,11 @@ def test_kernels_refuse_what_they_cannot_read(kernels):
         kernels.silu_mul(wide, wide[:1], np.empty_like(wide))
     with pytest.raises(ValueError, match="rms_norm"):
         kernels.rms_norm(wide, np.ones(64, np.float32), np.empty_like(wide), 1e-6)
+    with pytest.raises(ValueError, match="rotate"):
+        kernels.rotate(wide, np.ones((2, 32), np.float32), np.ones((2, 32), np.float32), wide)
+    for rows in ([wide[0]], [wide[0], wide[0, 1:]]):
+        with pytest.raises(ValueError, match="weighted_sum"):
+            kernels.weighted_sum(np.ones((1, 2), np.float32), rows, np.empty_like(wide[:1]))
     y.flags.writeable = False
     with pytest.raises(ValueError, match="writeable"):
         kernels.linear([(np.ones((2, 64), np.float32), matrix("F32", 64, 64, 0), y, False)], 1)
@@ -39,7 +44,9 @@ def test_kernels_refuse_what_they_cannot_read(kernels):
 
 def test_every_kernel_names_its_twin(kernels):
     for name, twin in {"linear": "ops.linear_numpy", "attend": "attention.attend_numpy",
-                       "silu_mul": "ops.silu", "rms_norm": "ops.rms_norm_numpy"}.items():
+                       "silu_mul": "ops.silu", "rms_norm": "ops.rms_norm_numpy",
+                       "rotate": "rope.rotate_numpy",
+                       "weighted_sum": "ops.weighted_sum_numpy"}.items():
         assert f"Twin: {twin}" in getattr(kernels, name).__doc__
 
 

@@ -202,6 +202,24 @@ def test_rms_norm_has_the_bits_of_one_row(kernels, seed, D):
         assert (ops.rms_norm(x[t : t + 1], weight, 1e-5) == y[t]).all()
 
 
+@given(seeds, st.integers(1, 5), st.integers(1, 9), st.integers(1, 70))
+def test_weighted_sum_is_right_within_rounding(path, seed, T, K, D):
+    weights, rows = activations(seed, T, K), activations(seed + 1, T * K, D)
+    y = ops.weighted_sum(weights, list(rows))
+    wide, terms = weights.astype(np.float64)[..., None], rows.reshape(T, K, D)
+    bound = (K + 1) * U * np.abs(wide * terms).sum(axis=1)
+    assert_within(y, (wide * terms).sum(axis=1), bound)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 70))
+def test_weighted_sum_has_the_bits_of_one_row(kernels, seed, K, D):
+    weights, rows = activations(seed, 5, K), list(activations(seed + 1, 5 * K, D))
+    y = ops.weighted_sum(weights, rows)
+    for t in range(5):
+        one = ops.weighted_sum(weights[t : t + 1], rows[t * K : t * K + K])
+        assert (one[0] == y[t]).all()
+
+
 # exp is off by 2 ulp (4 U) at most, and so are 1 + exp and the quotient, by U each; NumPy's own exp
 # rounds its argument's product besides. Ten cover it, with the product with `up`.
 SILU_ERROR = 10 * U

@@ -83,7 +83,7 @@ def test_trap_beta_fast_is_read_from_the_config():
     assert same.tolist() == [pair <= 8 or pair >= 20 for pair in range(32)]
 
 
-def test_trap_pairs_are_neighbours_not_halves():
+def test_trap_pairs_are_neighbours_not_halves(path):
     cos = np.array([[0.0, 1.0]], np.float32)  # the first pair by a quarter turn, the second not
     sin = np.array([[1.0, 0.0]], np.float32)
     x = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
@@ -91,7 +91,7 @@ def test_trap_pairs_are_neighbours_not_halves():
     assert rope.rotate(x, cos, sin).tolist() == [[-2.0, 3.0, 1.0, 4.0]]
 
 
-def test_rotate_uses_each_tokens_angle_for_all_its_heads():
+def test_rotate_uses_each_tokens_angle_for_all_its_heads(path):
     cos, sin = rope.cos_sin(THINKING, [5, 262_143])
     x = random_heads(0, 2, 3, 64)
     y = rope.rotate(x, cos, sin)
@@ -100,6 +100,18 @@ def test_rotate_uses_each_tokens_angle_for_all_its_heads():
         for h in range(3):
             one = rope.rotate(x[t : t + 1, h], cos[t : t + 1], sin[t : t + 1])
             assert (y[t, h] == one[0]).all()
+
+
+@given(seeds, st.lists(positions, max_size=5), st.integers(1, 4), st.integers(0, 3))
+def test_rotate_is_its_numpy_twin(kernels, seed, at, H, skipped):
+    cos, sin = rope.cos_sin(THINKING, at)
+    x = random_heads(seed, len(at), H, 64 + skipped)[..., skipped:]
+    for part in (x, x[:, -1]):
+        y, twin = rope.rotate(part, cos, sin), rope.rotate_numpy(part, cos, sin)
+        assert y.shape == twin.shape and y.dtype == twin.dtype
+        # A processor may round once in a multiply-add where NumPy rounds twice.
+        size = np.abs(part).sum(axis=-1, keepdims=True)
+        assert (np.abs(y - twin) <= 4 * U * size).all()
 
 
 def test_position_zero_turns_nothing():
