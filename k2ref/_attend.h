@@ -226,10 +226,8 @@ static const Path NAME(path) = {
 #undef v16
 #undef WIDTH
 #undef PARTS
-#undef IN_REGISTER
 #undef TOKENS
 #undef ROWS
-#undef GROUP_OF
 #undef TILE_ROWS
 #undef TOGETHER
 #undef EACH_PART

@@ -1,4 +1,5 @@
-/* y = W x with tiles, for BF16 weights; the other formats are those of the AVX-512 path.
+/* y = W x with tiles, for BF16 weights. INT4 is in _linear_integers.h; FP8 and F32 are those of the
+ * AVX-512 path.
  *
  * The weights are A, sixteen rows at a time, read as they lie; the activations are B, split into
  * three terms (_tiles.h). The order of every sum, for one token or many: for each term a row goes
@@ -22,6 +23,7 @@ INLINE long steps_of(const Job *job) { return (job->columns + STEP_COLUMNS - 1) 
 
 /* [step][pair of columns][three terms, 0], or [16 tokens][step][term][pair of columns][token]. */
 static long arranged_floats_amx(const Job *job) {
+    if (job->format == INT4) return arranged_floats_integers(job);
     if (job->format != BF16) return arranged_floats_avx512(job);
     long step_floats = job->T == 1 ? TILE * 4 : 3 * TILE * TILE;
     return (job->T + TILE - 1) / TILE * steps_of(job) * step_floats;
@@ -58,6 +60,7 @@ INLINE void turn(const char *rows, long stride, __m512i words[4]) {
 
 /* The terms of sixteen tokens, from t on; of one alone if there is no other. */
 static void arrange_amx(const Job *job, long t) {
+    if (job->format == INT4) { arrange_integers(job, t); return; }
     if (job->format != BF16) { arrange_avx512(job, t); return; }
     if (t % TILE) return; /* done with the first of its tile */
     ALIGNED char tokens[3][TILE][64];
@@ -207,6 +210,7 @@ INLINE void multiply_strips(const Job *job, long t0, long first, long n) {
 }
 
 static void linear_rows_amx(const Job *job, long first, long n) {
+    if (job->format == INT4) { linear_rows_integers(job, first, n); return; }
     if (job->format != BF16) { linear_rows_avx512(job, first, n); return; }
     for (long t = 0; t < job->T && job->T > 1; t += MANY_TOKENS)
         for (long r = 0; r < n; r += MANY_ROWS)

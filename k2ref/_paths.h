@@ -1,8 +1,8 @@
 /* The kernels' C side: what a job is, one copy of the loops per instruction set, and the threads.
  *
  * _lanes.h, _linear.h and _attend.h are one body; it is compiled here for AVX-512, AVX2 and the
- * baseline (SSE2, NEON or plain C). Where there are matrix tiles (amx), _linear_tiles.h and
- * _attend_tiles.h replace parts of the AVX-512 body. A path is chosen when the module is imported.
+ * baseline (SSE2, NEON or plain C). Where there are matrix tiles (amx), the headers from _tiles.h to
+ * _linear_tiles.h replace parts of the AVX-512 body. A path is chosen when the module is imported.
  * Work is split over threads by output rows, by heads and by spans of keys, never inside a sum.
  */
 
@@ -131,6 +131,8 @@ TARGET_END
 #if defined(HAS_TILES)
 #include "_tiles.h"
 #include "_attend_tiles.h"
+#include "_integers.h"
+#include "_linear_integers.h"
 #include "_linear_tiles.h"
 #endif
 

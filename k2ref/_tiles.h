@@ -23,15 +23,17 @@ typedef struct { /* what LDTILECFG reads */
     uint8_t rows[16];
 } TileShapes;
 
-/* Whether the processor has tiles of BF16 and the system lets this process use them: their state is
- * large (8 KB a thread), so Linux wants to be asked. */
+/* Whether the processor has tiles of BF16 and of bytes, and VNNI, and the system lets this process
+ * use them: the state of tiles is large (8 KB a thread), so Linux wants to be asked. */
 static int tiles_allowed(void) {
-    unsigned a, b, c, d = 0, bf16_and_tile = 1 << 22 | 1 << 24;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bf16_and_tile) != bf16_and_tile) return 0;
+    unsigned a, b, c = 0, d = 0, bf16_tile_bytes = 1 << 22 | 1 << 24 | 1 << 25, vnni = 1 << 11;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if ((d & bf16_tile_bytes) != bf16_tile_bytes || !(c & vnni)) return 0;
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
 }
 
-#define TILES_TARGET "amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
+#define TILES_TARGET \
+    "amx-tile,amx-bf16,amx-int8,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
 TARGET(TILES_TARGET)
 
 /* Every thread says which shapes it wants before it touches a tile, and lets go of them afterwards:
@@ -60,6 +62,8 @@ INLINE void tiles_end(void) { __asm__ volatile("tilerelease"); }
 #define TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
 #define TILE_MULTIPLY(c, a, b) /* c += a b */ \
     __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+#define TILE_MULTIPLY_BYTES(c, a, b) /* the same of signed bytes, fours of them for pairs */ \
+    __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
 /* The three terms of sixteen floats, largest first, each in the upper half of a float: cut off, not
  * rounded, so that all have the sign of x. Infinity is its own first term, the others zero; a NaN

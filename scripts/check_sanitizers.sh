@@ -25,4 +25,4 @@ export UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$PWD K2REF_EXAMPLES=${K2REF_E
 "$python" -c 'import k2ref; assert k2ref.ops.kernels, "the compiled kernels are missing"'
 "$python" -m pytest -x -p no:cacheprovider tests/test_ops.py tests/test_attention.py \
     -W error::pytest.PytestUnraisableExceptionWarning \
-    tests/test_quant.py tests/test_bpe.py tests/test_tokenizer.py
+    tests/test_integers.py tests/test_quant.py tests/test_bpe.py tests/test_tokenizer.py

@@ -28,7 +28,8 @@ template events reply history _kernels ops memory rope attention moe trace _faul
 residency stream model rates plan sampling generate readings show recording conversation
 session demonstration schema tools agent terminal options dialogue cli""".split()
 HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_tiles.h", "_terms.h",
-                        "_linear_tiles.h", "_attend_tiles.h", "_paths.h"],
+                        "_linear_tiles.h", "_attend_tiles.h", "_integers.h",
+                        "_linear_integers.h", "_paths.h"],
            "show": [f"page/{name}" for name in ("page.html", "page.css", "data.js", "panels.js",
                                                 "maps.js")]}
 OUTSIDE = {"__init__", "__main__"}

@@ -18,6 +18,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 
 
+TILES = ("_attend_tiles.h", "_integers.h")  # what only a machine with matrix tiles runs
+
+
 class Mutant(NamedTuple):
     """One line to change, and the test files that must then fail."""
 
@@ -83,6 +86,12 @@ MUTANTS = [
     Mutant("int4-scales-of-the-wrong-lane", "_linear.h",
            "#define GROUP_OF(l) (4 * ((l) & 3) + ((l) >> 2))", "#define GROUP_OF(l) (l)",
            "test_ops.py", rebuild=True),
+    Mutant("small-activations-lost-beside-large", "_integers.h",
+           "_mm512_store_ps(block->least, _mm512_maskz_mov_ps(far, least));",
+           "_mm512_store_ps(block->least, _mm512_setzero_ps());", "test_integers.py", rebuild=True),
+    Mutant("digits-without-their-carry", "_integers.h",
+           "digits[i] = _mm512_xor_si512(_mm512_add_epi32(integers, half), half);",
+           "digits[i] = integers;", "test_integers.py", rebuild=True),
     Mutant("fp8-view-forgets-its-first-row", "quant.py",
            "return Fp8(self.bits[start:stop], self.scale_inv, self.first_row + start)",
            "return Fp8(self.bits[start:stop], self.scale_inv)", "test_quant.py test_ops.py"),
@@ -168,7 +177,7 @@ def main(names):
         for mutant in MUTANTS:
             if names and mutant.name not in names:
                 continue
-            if mutant.file == "_attend_tiles.h" and "amx" not in kernel_paths():
+            if mutant.file in TILES and "amx" not in kernel_paths():
                 print(f"skipped  {mutant.name}: this machine has no matrix tiles", flush=True)
                 continue
             lives = survives(mutant, Path(temporary) / "tree")
