@@ -10,7 +10,7 @@ TARGET(TILES_TARGET)
 
 #define FEW 3 /* tokens that go one by one: unpacking weights for tiles would take longer */
 /* Bytes fetched ahead of need, for few tokens: into the second cache, the first is full of digits.
- * As builtins, which the compiler may move, they bring 84 % of the read limit and not 90. */
+ * As builtins, which the compiler may move, they bring 84 % of the read limit and not 91. */
 #define INTEGERS_AHEAD 8192
 #define FETCH(at) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(at)))
 #define STRIPS 4       /* of sixteen rows, and */

@@ -144,8 +144,8 @@ def mixture(h, w, chosen, mix, threads=None, arrivals=None):
     ready first: `arrivals` yields the experts used, a list at a time; without it, all at once.
     Source: modeling_deepseek.py, DeepseekV3MoE.
     """
-    tokens = {}  # of each expert
-    for t, experts in enumerate(chosen.tolist()):
+    chosen, tokens = chosen.tolist(), {}  # the experts of each token, the tokens of each expert
+    for t, experts in enumerate(chosen):
         for e in experts:
             tokens.setdefault(e, []).append(t)
     outputs, shared = {}, None  # of each expert, a row for each of its tokens
@@ -157,8 +157,8 @@ def mixture(h, w, chosen, mix, threads=None, arrivals=None):
         else:
             routed = mlps(inputs, threads)
         outputs.update(zip(group, map(iter, routed), strict=True))
-    rows = [next(outputs[e]) for experts in chosen.tolist() for e in experts]
-    return ops.weighted_sum(mix, rows) + shared
+    rows = [next(outputs[e]) for experts in chosen for e in experts]
+    return ops.weighted_sum(mix, rows, h.shape[1]) + shared
 
 
 def moe(h, w, i, config, threads=None, trace=None, stream=None):

@@ -187,7 +187,7 @@ def silu_mul(gate, up):
     return out
 
 
-def weighted_sum(weights, rows):
+def weighted_sum(weights, rows, D):
     """Add up each token's K rows by its weights, one after the other.
 
     (T, K) -> (T, D)
@@ -195,19 +195,19 @@ def weighted_sum(weights, rows):
     `rows` lists the K rows (D,) of the first token, then those of the second, and so on.
     """
     if kernels is None:
-        return weighted_sum_numpy(weights, rows)
-    y = np.empty((len(weights), len(rows[0])), np.float32)
+        return weighted_sum_numpy(weights, rows, D)
+    y = np.empty((len(weights), D), np.float32)
     kernels.weighted_sum(weights, rows, y)
     return y
 
 
-def weighted_sum_numpy(weights, rows):
+def weighted_sum_numpy(weights, rows, D):
     """Compute `weighted_sum` in NumPy.
 
     (T, K) -> (T, D)
     """
     T, K = weights.shape
-    rows = np.reshape(rows, (T, K, -1))
+    rows = np.asarray(rows, np.float32).reshape(T, K, D)
     y = weights[:, 0, None] * rows[:, 0]
     for k in range(1, K):
         y += weights[:, k, None] * rows[:, k]

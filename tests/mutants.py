@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-
-
 TILES = ("_attend_tiles.h", "_integers.h")  # what only a machine with matrix tiles runs
 
 
@@ -44,7 +42,7 @@ MUTANTS = [
            ".view(np.float32), bias, config)",
            "test_moe.py test_golden.py"),
     Mutant("shared-expert-forgotten", "moe.py",
-           "return ops.weighted_sum(mix, rows) + shared", "return ops.weighted_sum(mix, rows)",
+           "rows, h.shape[1]) + shared", "rows, h.shape[1])",
            "test_moe.py test_golden.py"),
     Mutant("mscale-for-mscale-all-dim", "config.py",
            "attention_factor(self.rope_scaling.mscale_all_dim) ** 2",

@@ -262,6 +262,12 @@ def test_moe_records_what_it_chose():
     assert all((trace.arrays[name] == array).all() for name, array in expected.items())
 
 
+def test_mixture_of_no_tokens_is_empty(path):
+    none = np.empty((0, 64), np.float32)
+    y = moe.mixture(none, a_moe(0), np.zeros((0, 2), np.int64), none[:, :2], 1)
+    assert y.shape == (0, 64) and y.dtype == np.float32
+
+
 def test_mixture_of_experts_nobody_wants_is_the_shared_one(path):
     w, h = a_moe(0), activations(1, 3, 64) / 30
     chosen, mix = np.zeros((3, 2), np.int64), np.zeros((3, 2), np.float32)

@@ -161,6 +161,16 @@ def test_linear_heads_transposed_multiplies_from_the_other_side(path, case, thre
         assert_within(y[:, h], *exact_linear(x[:, h], turned))
 
 
+@given(heads_cases, n_threads, st.booleans())
+def test_linear_heads_fills_a_given_view_and_nothing_else(path, case, threads, transposed):
+    weights, x = case[0], case[2 if transposed else 1]
+    y = ops.linear_heads(x, weights, transposed, threads)
+    T, H, O = y.shape
+    wide = np.full((T, H, O + 16), 7, np.float32)
+    assert ops.linear_heads(x, weights, transposed, threads, out=wide[..., :O]).base is wide
+    assert (wide[..., :O] == y).all() and (wide[..., O:] == 7).all()
+
+
 @given(heads_cases, n_threads)
 def test_linear_heads_has_the_bits_of_one_token(kernels, case, threads):
     weights, x, turned = case
@@ -202,11 +212,12 @@ def test_rms_norm_has_the_bits_of_one_row(kernels, seed, D):
         assert (ops.rms_norm(x[t : t + 1], weight, 1e-5) == y[t]).all()
 
 
-@given(seeds, st.integers(1, 5), st.integers(1, 9), st.integers(1, 70))
+@given(seeds, st.integers(0, 5), st.integers(1, 9), st.integers(1, 70))
 def test_weighted_sum_is_right_within_rounding(path, seed, T, K, D):
     weights, rows = activations(seed, T, K), activations(seed + 1, T * K, D)
-    y = ops.weighted_sum(weights, list(rows))
+    y = ops.weighted_sum(weights, list(rows), D)
     wide, terms = weights.astype(np.float64)[..., None], rows.reshape(T, K, D)
+    assert y.shape == (T, D) and y.dtype == np.float32
     bound = (K + 1) * U * np.abs(wide * terms).sum(axis=1)
     assert_within(y, (wide * terms).sum(axis=1), bound)
 
@@ -214,9 +225,9 @@ def test_weighted_sum_is_right_within_rounding(path, seed, T, K, D):
 @given(seeds, st.integers(1, 9), st.integers(1, 70))
 def test_weighted_sum_has_the_bits_of_one_row(kernels, seed, K, D):
     weights, rows = activations(seed, 5, K), list(activations(seed + 1, 5 * K, D))
-    y = ops.weighted_sum(weights, rows)
+    y = ops.weighted_sum(weights, rows, D)
     for t in range(5):
-        one = ops.weighted_sum(weights[t : t + 1], rows[t * K : t * K + K])
+        one = ops.weighted_sum(weights[t : t + 1], rows[t * K : t * K + K], D)
         assert (one[0] == y[t]).all()
 
 
