@@ -14,12 +14,11 @@ Under a budget, dense weights come first and experts have the rest:
                          and  chosen bytes * missed / disk rate     as they overlap
     token_s  = dense_s + expert_s
 
-So a run begins slowly, since each expert comes from disk when it is first chosen, if the page cache
-does not have it from before, and goes on as fast as the budget lets it: `missed` falls from 1 to
-1 - share. Memory that is slow at its first use (rates.fresh) adds to that. All this holds if the
-router chooses evenly, as its training makes it over many texts. Within one text, neighbouring
-tokens have 41 % of their experts in common (measured elsewhere), so that a run can beat the plan
-where the disk is the limit.
+So a run begins slowly, as each expert that the page cache does not have comes from disk when it is
+first chosen, and goes on as fast as the budget lets it: `missed` falls from 1 to 1 - share. Memory
+that is slow at its first use (rates.disk) adds to that. It holds if the router chooses evenly, as
+its training makes it over many texts. Within one text, neighbouring tokens have 41 % of their
+experts in common (measured elsewhere), so that a run can beat the plan where the disk is the limit.
 
 Chapter 15.
 """
@@ -59,6 +58,7 @@ class Plan:
     disk: float | None  # bytes a second; None: not known
     dense_here: int = 0  # bytes of the dense weights that the page cache has from before
     experts_here: int = 0  # and of the experts
+    fresh_read_s: float = 0.0  # seconds that a byte takes more to be read into new memory
     fresh_s: float = 0.0  # seconds that a byte of memory takes more when it is first used
 
     @property
@@ -83,7 +83,6 @@ class Plan:
         return self.dense_s + self.expert_s
 
     # What follows is for the token after `n_before` others; without a number, after very many.
-
     def unseen(self, n_before=None):
         """Return the part of the experts that no token has chosen yet."""
         if n_before is None or not self.experts:
@@ -107,25 +106,33 @@ class Plan:
         if not self.disk:
             return None
         dense_s = self.dense_s + (self.dense - self.dense_kept) / self.disk
-        expert_s = max(self.expert_s, self.chosen * self.missed(n_before) / self.disk)
-        return dense_s + expert_s + self.fresh_s * self.grown(n_before)
+        read_s = self.chosen * self.missed(n_before) / self.disk
+        read_s += self.fresh_read_s * self.grown(n_before)
+        return dense_s + max(self.expert_s, read_s) + self.touch_s(n_before)
 
     def grown(self, n_before=None):
-        """Count the bytes by which memory fills; what takes others' place is not in it."""
+        """Count the bytes of experts by which memory fills, not those that take others' place."""
         is_full = 1 - self.unseen(n_before) >= self.share
-        experts = 0 if is_full else self.chosen * self.missed(n_before)
-        return experts + (self.ahead if n_before == 0 else 0)
+        return 0 if is_full else self.chosen * self.missed(n_before)
+
+    def touch_s(self, n_before=None):
+        """Count the seconds that first touches of memory take more than others."""
+        return self.fresh_s * (self.grown(n_before) + (self.ahead if n_before == 0 else 0))
 
     def limit(self, n_before=None):
         """Say what a faster one of would help most: "memory" or "disk"."""
-        n_bytes, memory_s = self.from_disk(n_before), self.memory_s
-        memory_s += self.fresh_s * self.grown(n_before)
+        n_bytes, memory_s = self.from_disk(n_before), self.memory_s + self.touch_s(n_before)
         return "disk" if n_bytes and n_bytes / self.disk > memory_s else "memory"
 
     @property
     def ahead(self):
         """Bytes of dense weights to be read before the first token."""
         return max(0, self.dense_kept - self.dense_here)
+
+    @property
+    def ahead_s(self):
+        """Seconds to read them."""
+        return self.ahead * (1 / self.disk + self.fresh_read_s)
 
     def of_prompt(self, n_tokens):
         """Count the bytes of experts that a prompt reads at the beginning of a run."""
@@ -134,8 +141,8 @@ class Plan:
     def prompt_s(self, n_tokens):
         """Count the seconds that it waits for them."""
         n_bytes = self.of_prompt(n_tokens)
-        grown = min(n_bytes, self.share * self.experts) + self.ahead
-        return n_bytes / self.disk + self.fresh_s * grown
+        grown = min(n_bytes, self.share * self.experts)
+        return n_bytes / self.disk + self.fresh_read_s * grown + self.fresh_s * (grown + self.ahead)
 
 
 def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
@@ -155,7 +162,8 @@ def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
         experts=sum(experts.values()), chosen=chosen, beside=chosen // max(1, n_moe),
         dense_s=sum(seconds.values()) + config.num_hidden_layers * speed.layer_s,
         expert_s=sum(n * part / speed.kernels[format] for format, n in experts.items()),
-        disk=speed.disk, dense_here=here[0], experts_here=here[1], fresh_s=speed.fresh_s)
+        disk=speed.disk, dense_here=here[0], experts_here=here[1],
+        fresh_read_s=speed.fresh_read_s, fresh_s=speed.fresh_s)
 
 
 def by_format(config: Config) -> tuple[Counter, Counter]:
@@ -224,25 +232,27 @@ def _bytes(config, plan, context) -> str:
         lines.append(f"{kind:18}{_gb(n_bytes):>12}   {stays}")
     lines.append(f"{'beside them':18}{'':12}   {_gb(OWN)} for the program, {_gb(plan.cache)} for "
                  f"the cache of {context:,} tokens")
-    here = ""
+    lines += ["", f"a token is multiplied by {_gb(plan.dense)} of dense weights and "
+              f"{_gb(plan.chosen)} of experts"]
     if plan.dense_here or plan.experts_here:
-        here = (f"\nin memory from before: {_gb(plan.dense_here)} of the dense weights, "
-                f"{_gb(plan.experts_here)} of the experts")
-    return "\n".join([
-        *lines, "", f"a token is multiplied by {_gb(plan.dense)} of dense weights and "
-        f"{_gb(plan.chosen)} of experts{here}"])
+        lines.append(f"in memory from before: {_gb(plan.dense_here)} of the dense weights, "
+                     f"{_gb(plan.experts_here)} of the experts")
+    return "\n".join(lines)
 
 
 def _machine(speed) -> str:
     kernels = ", ".join(f"{rate / 1e9:.1f} GB/s of {format} weights"
                         for format, rate in speed.kernels.items())
-    disk = (f"{speed.disk / 1e9:.2f} GB/s at random places" if speed.disk else
+    disk = (f"{speed.disk / 1e9:.2f} GB/s, read as experts are" if speed.disk else
             "not measured: there are no files, or too little data in them")
-    fresh = f"; {1e-9 / speed.fresh_s:.2f} GB/s when it is first used" if speed.fresh_s else ""
-    return "\n".join([f"measured with {speed.threads} threads",
-                      f"  memory    {speed.memory / 1e9:.1f} GB/s{fresh}",
-                      f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
-                      f"  disk      {disk}"])
+    lines = [f"measured with {speed.threads} threads", f"  memory    {speed.memory / 1e9:.1f} GB/s",
+             f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
+             f"  disk      {disk}"]
+    if speed.fresh_s:
+        filled_s = 1 / speed.disk + speed.fresh_read_s
+        lines.append(f"  new       memory that lay idle fills at {1e-9 / filled_s:.2f} GB/s and is "
+                     f"first touched at {1e-9 / speed.fresh_s:.2f} GB/s")
+    return "\n".join(lines)
 
 
 def _expected(config, plan) -> str:
@@ -255,13 +265,11 @@ def _expected(config, plan) -> str:
     for n_before in (*SO_FAR * changes, None):
         token_s = plan.token_s(n_before)
         name = "many" if n_before is None else str(n_before)
-        if token_s is None:
-            speed = f"{'not known':>21}   disk"
-        else:
-            speed = f"{token_s:11.3g}{1 / token_s:10.3g}   {plan.limit(n_before)}"
+        speed = (f"{'not known':>21}   disk" if token_s is None else
+                 f"{token_s:11.3g}{1 / token_s:10.3g}   {plan.limit(n_before)}")
         lines.append(f"  {name:15}{_gb(plan.from_disk(n_before)):>10}{speed}")
     if plan.disk:
-        lines.append(f"  reading ahead takes {plan.ahead / plan.disk:.3g} s, once; a first prompt "
+        lines.append(f"  reading ahead takes {plan.ahead_s:.3g} s, once; a first prompt "
                      f"of {PROMPT} tokens reads {_gb(plan.of_prompt(PROMPT))}: "
                      f"{plan.prompt_s(PROMPT):.3g} s")
     chunk = chunk_tokens(config, plan.room - plan.dense_kept)

@@ -1,8 +1,8 @@
 """How fast this machine is: its memory, its kernels, and the disk that a checkpoint lies on.
 
 A few numbers in a few seconds, which `plan.py` divides by. Each is measured the way it is used: the
-kernels on matrices larger than any cache, the disk with several large reads at random places under
-way at once, past the page cache, so that what happens to be in memory does not flatter it and stays
+kernels on matrices larger than any cache, the disk as the streamer reads a layer's experts, at
+random places that are not in memory, so that what happens to be there does not flatter it and stays
 there. How much of a checkpoint that is, is counted here too.
 
 Chapter 15.
@@ -16,20 +16,23 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from k2ref import attention, layout, model, ops, quant
 from k2ref.config import Config
 from k2ref.pages import MOST_LARGE_PAGE, PAGE, File
+from k2ref.residency import READERS
 from k2ref.shards import CheckpointError, Shard, open_shards
 
 SIZE = 256 << 20  # bytes that are read in one round: more than the caches of most machines
 TIME_S = 0.5  # for each of the rates, at least
-DISK_READ = 8 << 20  # bytes: about a third of an expert
-DISK_READERS = 4
-MOST_HELD = 128  # such reads, held at once to find memory that lay idle
+PIECE = 25 << 20  # bytes: about an expert, and like one, with edges beside whole large pages
+ROUND = 8  # pieces that are asked for together, as a layer's experts for one token
+MOST_HELD = 5  # rounds that stay in memory for the time, so that the next one has to fill more
 # Like the matrices of K2's experts and of its attention.
 SHAPES = {"int4": (2048, 7168), "fp8": (2048, 7168), "bf16": (8192, 7168)}
 
@@ -43,6 +46,7 @@ class Rates:
     disk: float | None  # None: not to be measured
     layer_s: float  # seconds that a layer takes besides: calls, norms, a short attention
     threads: int
+    fresh_read_s: float = 0.0  # seconds that a byte takes more to be read into new memory
     fresh_s: float = 0.0  # seconds that a byte of memory takes more when it is first used
 
 
@@ -52,9 +56,10 @@ def measure(path=None, threads=None, formats=("bf16", "int4")) -> Rates:
     Raises: OSError where a file cannot be read
     """
     threads = threads or ops.default_threads()
-    fresh_s = fresh(path, threads) if path else 0.0  # before the others have used much memory
-    return Rates(memory(threads), {format: kernels(format, threads) for format in formats},
-                 disk(path) if path else None, layer(threads), threads, fresh_s)
+    # Before the others have used much memory.
+    rate, *fresh = disk(path, threads) if path else (None, 0.0, 0.0)
+    return Rates(memory(threads), {format: kernels(format, threads) for format in formats}, rate,
+                 layer(threads), threads, *fresh)
 
 
 def memory(threads) -> float:
@@ -113,28 +118,100 @@ def _typical_rate(work, n_bytes) -> float:
     return n_bytes / statistics.median(rounds_s)
 
 
-def disk(path, time_s=3 * TIME_S) -> float | None:
-    """Measure how fast the files of a checkpoint can be read at random places, in bytes a second.
+class Round(NamedTuple):
+    """Hold the seconds for each byte of pieces that were read together and touched twice."""
 
-    None where they cannot tell: they are holes, or too small to wait for.
+    read_s: float
+    first_s: float
+    again_s: float
+
+    @property
+    def is_slow(self):
+        """Say whether memory was slow at first. Less is noise; where it is so, it is 100."""
+        return self.first_s > 10 * self.again_s
+
+
+def disk(path, threads) -> tuple[float | None, float, float]:
+    """Measure how fast the streamer gets experts from the files of a checkpoint.
+
+    Returns bytes a second, or None where the files cannot tell: they are holes, or too small. Then
+    the seconds that a byte takes more to be read into memory that lay idle, and to be touched
+    there. Both are 0 on most machines. But some virtual machines lend what is free to their host,
+    and have it back page by page, whoever fills it: that can take longer than the disk.
     """
     files = _files(path)
+    rounds = _rounds(files, threads)
+    if not rounds:
+        return _past_the_cache(files), 0.0, 0.0
+    median, slow = statistics.median, [found for found in rounds if found.is_slow]
+    read_s = median(found.read_s for found in rounds if not found.is_slow or slow == rounds)
+    if len(slow) < 2:
+        return 1 / read_s, 0.0, 0.0
+    # Memory that was given back a moment ago is used first, so that some have little of the other.
+    most_s = max(found.first_s for found in slow)
+    slow = [found for found in slow if found.first_s > most_s / 2]
+    return (1 / read_s, max(0.0, median(found.read_s for found in slow) - read_s),
+            median(found.first_s - found.again_s for found in slow))
+
+
+def _rounds(files, threads):
+    """Read pieces that are not in memory, a round at a time: into more memory, into the same."""
+    places = [(file, at * PIECE) for file in map(_opened, files)
+              for at in range(len(file.bytes) // PIECE)]
+    random.shuffle(places)
+    rounds, held, end_s = [], [], time.perf_counter() + 8 * TIME_S
+    cold = (place for place in places if not place[0].in_memory(place[1], place[1] + PIECE))
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(threads) as pool:
+        def time_of(pool, do):
+            """Do it with each piece of the round; return the seconds for a byte."""
+            start_s = time.perf_counter()
+            list(pool.map(lambda place: do(*place), held[-1]))
+            return (time.perf_counter() - start_s) / (len(held[-1]) * PIECE)
+
+        while time.perf_counter() < end_s and (pieces := list(islice(cold, ROUND))):
+            if len(rounds) % 2 or len(held) == MOST_HELD:
+                _let_go(held.pop())
+            held.append(pieces)
+            rounds.append(Round(
+                time_of(readers, lambda file, at: file.fetch(at, at + PIECE)),
+                # One line of each page.
+                time_of(pool, lambda file, at: file.bytes[at:at + PIECE:PAGE].max()),
+                time_of(pool, lambda file, at: file.bytes[at + PAGE // 2:at + PIECE:PAGE].max())))
+    for pieces in held:
+        _let_go(pieces)
+    return rounds
+
+
+def _opened(path):
+    with open(path, "rb") as opened:
+        file = File(Shard(path, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)))
+    file.use_large_pages()
+    return file
+
+
+def _let_go(pieces):
+    for file, at in pieces:
+        file.let_go(at, at + PIECE)
+
+
+def _past_the_cache(files) -> float | None:
+    """Measure the disk by direct reads, in bytes a second: where the page cache has all of it."""
     if not files:
         return None
-    rng = random.Random(0)
-    end_s = time.perf_counter() + time_s
+    end_s = time.perf_counter() + 3 * TIME_S
 
     def read_on(_):
         """Read one place after another until the time is over; return the bytes."""
         n_bytes, buffer = 0, _buffer()
         while time.perf_counter() < end_s:
-            file = rng.choice(files)
-            n_bytes += _read_uncached(file, rng.randrange(_n_places(file)), buffer)
+            file = random.choice(files)
+            place = random.randrange(os.stat(file).st_size // PIECE)
+            n_bytes += _read_uncached(file, place, buffer)
         return n_bytes
 
     start_s = time.perf_counter()
-    with ThreadPoolExecutor(DISK_READERS) as pool:
-        n_bytes = sum(pool.map(read_on, range(DISK_READERS)))
+    with ThreadPoolExecutor(READERS) as pool:
+        n_bytes = sum(pool.map(read_on, range(READERS)))
     return n_bytes / (time.perf_counter() - start_s)
 
 
@@ -143,49 +220,11 @@ def _buffer():
 
     Into small ones the disk gives two thirds of the rate. Direct reads want it aligned.
     """
-    room = np.empty(DISK_READ + MOST_LARGE_PAGE, np.uint8)  # NumPy asks for large pages
+    room = np.empty(PIECE + MOST_LARGE_PAGE, np.uint8)  # NumPy asks for large pages
     start = -room.ctypes.data % MOST_LARGE_PAGE
-    buffer = room[start:start + DISK_READ]
+    buffer = room[start:start + PIECE]
     buffer[::PAGE] = 1  # memory that nobody wrote to has no pages yet
     return buffer
-
-
-def fresh(path, threads) -> float:
-    """Measure how much longer the first touch of what was read takes than another. Seconds a byte.
-
-    0 on most machines. But some virtual machines lend what is free to their host, and have it back
-    page by page when it is touched, whoever filled it: that can take longer than the disk.
-    """
-    files = [File(Shard(file, _map(file))) for file in _files(path)]
-    rng, held, end_s = random.Random(1), [], time.perf_counter() + 2 * TIME_S
-    for file in files:
-        file.use_large_pages()
-    while files and len(held) < MOST_HELD and time.perf_counter() < end_s:
-        file = rng.choice(files)
-        start = rng.randrange(len(file.bytes) // DISK_READ) * DISK_READ
-        if not file.in_memory(start, start + DISK_READ):
-            file.fetch(start, start + DISK_READ)
-            held.append((file, start))
-    # Memory that somebody gave back a moment ago is used first; what comes last lay idle.
-    last = held[-max(1, len(held) // 4):]
-
-    def touch(offset):
-        """Read one line of each page."""
-        start_s = time.perf_counter()
-        list(pool.map(lambda at: at[0].bytes[at[1] + offset:at[1] + DISK_READ:PAGE].max(), last))
-        return time.perf_counter() - start_s
-
-    with ThreadPoolExecutor(threads) as pool:
-        first_s, again_s = touch(0), touch(PAGE // 2)
-    for file, start in held:
-        file.let_go(start, start + DISK_READ)
-    is_slow = held and first_s > 10 * again_s  # less is noise; where it is so, it is 100
-    return (first_s - again_s) / (len(last) * DISK_READ) if is_slow else 0.0
-
-
-def _map(file):
-    with open(file, "rb") as opened:
-        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _files(path):
@@ -215,25 +254,21 @@ def in_page_cache(path, config: Config) -> tuple[int, int]:
     return dense, min(max(0, rest), config.n_bytes_by_kind.get("experts", 0))
 
 
-def _n_places(file):
-    return os.stat(file).st_size // DISK_READ
-
-
 def _has_data(file) -> bool:
     """Say whether a file is large enough for the test, and not mostly holes."""
     status = os.stat(file)
     blocks = getattr(status, "st_blocks", None)  # of 512 bytes; Windows does not count them
     is_written = blocks is None or blocks * 512 > status.st_size // 2
-    return is_written and status.st_size >= DISK_READ
+    return is_written and status.st_size >= PIECE
 
 
 def _read_uncached(file, place, buffer) -> int:
     """Read one piece of a file past the page cache, or after it was dropped from there."""
     direct = getattr(os, "O_DIRECT", 0)
     try:
-        return _read_place(file, place * DISK_READ, buffer, direct)
+        return _read_place(file, place * PIECE, buffer, direct)
     except OSError:  # this file system has no direct reads, and some say so only when they read
-        return _read_place(file, place * DISK_READ, buffer, 0)
+        return _read_place(file, place * PIECE, buffer, 0)
 
 
 def _read_place(file, start, buffer, direct) -> int:
@@ -244,10 +279,10 @@ def _read_place(file, start, buffer, direct) -> int:
 
             fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
         elif not direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, start, DISK_READ, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, start, PIECE, os.POSIX_FADV_DONTNEED)
         if hasattr(os, "preadv"):
             return os.preadv(fd, [buffer], start)
         os.lseek(fd, start, os.SEEK_SET)
-        return len(os.read(fd, DISK_READ))
+        return len(os.read(fd, PIECE))
     finally:
         os.close(fd)

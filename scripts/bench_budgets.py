@@ -30,7 +30,7 @@ while True:
 def wake(n_bytes):
     """Touch that much free memory, so that the first to use it does not wait for the host.
 
-    See `rates.fresh`. After some seconds without use it is the host's again.
+    See `rates.disk`. After some seconds without use it is the host's again.
     """
     n_bytes = int(min(n_bytes, MOST_WOKEN, memory.available() / 2))
     np.empty(n_bytes, np.uint8)[::mmap.PAGESIZE] = 1
@@ -46,13 +46,13 @@ def decode(model, ids):
     return times, digest.hexdigest()[:16]
 
 
-def at_budgets(path, model, ids, budgets, settle_s=SETTLE_S):
+def at_budgets(path, model, ids, budgets):
     """Decode under each budget, from a cold start, beside what the plan says of these tokens."""
     rows, digests = {}, set()
     for gigabytes in [None, *sorted(budgets, reverse=True)]:
         name = f"memory_{gigabytes:.3g}_GB" if gigabytes else "memory_default"
         try:
-            found, digest = cold_run(path, model, ids, gigabytes and gigabytes * 1e9, settle_s)
+            found, digest = cold_run(path, model, ids, gigabytes and gigabytes * 1e9)
         except ValueError as error:  # less than a layer
             rows[name] = str(error)
             continue
@@ -61,11 +61,11 @@ def at_budgets(path, model, ids, budgets, settle_s=SETTLE_S):
     return rows | {"same_bits_at_every_budget": len(digests) == 1, "bits": min(digests, default="")}
 
 
-def cold_run(path, model, ids, budget, settle_s=SETTLE_S):
+def cold_run(path, model, ids, budget):
     """Plan, load and decode with nothing in memory; watch what is there after every token."""
     for file in model.files:
         file.let_go(0, len(file.bytes))
-    time.sleep(settle_s)
+    time.sleep(SETTLE_S)
     formats, here = {*chain(*plan.by_format(model.config))}, rates.in_page_cache(path, model.config)
     speed = rates.measure(path, model.threads, formats)
     before, start_s = memory.read_from_disk(), time.perf_counter()
@@ -88,6 +88,8 @@ def cold_run(path, model, ids, budget, settle_s=SETTLE_S):
         "read_over_missed": sum(p.read for p in passes[1:]) / max(
             1, sum(p.missed for p in passes[1:])),
         "planned_disk_GB/s": speed.disk and speed.disk / 1e9,
+        "planned_fresh_s/GB": speed.fresh_s * 1e9, "planned_fresh_read_s/GB":
+        speed.fresh_read_s * 1e9,
         "disk_GB/s": own.stream.meter.total.rate / 1e9}
     if None not in planned_s:
         rows |= {"over_planned": sum(time_s) / sum(planned_s),
@@ -95,7 +97,7 @@ def cold_run(path, model, ids, budget, settle_s=SETTLE_S):
                  "over_planned_second_half": sum(time_s[half:]) / sum(planned_s[half:]),
                  "read_over_planned": sum(p.read for p in passes) / sum(map(made.from_disk,
                                                                             range(n))),
-                 "load_over_planned": load_s * speed.disk / max(1, made.ahead)}
+                 "load_over_planned": load_s / max(1e-9, made.ahead_s)}
     return rows, digest.hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from itertools import chain
 from statistics import median
 
 import numpy as np
-from bench_budgets import SETTLE_S, at_budgets, decode, soak, wake
+from bench_budgets import at_budgets, decode, soak, wake
 
 import k2ref
 from k2ref import memory, moe, ops
@@ -43,7 +43,7 @@ def main():
     parser.add_argument("--memory", metavar="GB", type=float, nargs="*", help="budgets to compare")
     parser.add_argument("--soak", metavar="MINUTES", type=float, default=0)
     args = parser.parse_args()
-    rounds, n_tokens, settle_s = (7, 4, 2) if args.quick else (25, 16, SETTLE_S)
+    rounds, n_tokens = (7, 4) if args.quick else (25, 16)
 
     model = k2ref.load(args.checkpoint, args.threads, memory=1 << 50)
     plain = mapped(args.checkpoint, model.threads)
@@ -63,7 +63,7 @@ def main():
     del plain  # what is mapped cannot be dropped
     if "budgets" in args.only:
         more = np.random.default_rng(8).integers(0, model.config.vocab_size, 4 * n_tokens)
-        rows |= at_budgets(args.checkpoint, model, more, budgets, settle_s)
+        rows |= at_budgets(args.checkpoint, model, more, budgets)
     if args.soak:
         rows |= soak(args.checkpoint, model, ids, min(budgets), args.soak * 60)
     for name, value in rows.items():

@@ -91,16 +91,20 @@ def test_the_first_tokens_and_the_many(share, here, n):
 
 
 def test_memory_that_is_slow_at_first_counts_where_the_weights_grow():
-    slow = dataclasses.replace(rates_of(), fresh_s=2e-9)
+    slow = dataclasses.replace(rates_of(), fresh_read_s=1e-9, fresh_s=2e-9)
     full, plain = (plan.make(K2, 1024e9, speed) for speed in (slow, rates_of()))
-    assert full.token_s(0) - plain.token_s(0) == pytest.approx(2e-9 * (full.chosen + full.dense))
-    assert full.token_s(5) - plain.token_s(5) == pytest.approx(2e-9 * full.from_disk(5))
+    more_s = 3e-9 * full.chosen + 2e-9 * full.dense
+    assert full.token_s(0) - plain.token_s(0) == pytest.approx(more_s)
+    assert full.token_s(5) - plain.token_s(5) == pytest.approx(3e-9 * full.from_disk(5))
     assert full.token_s() == plain.token_s()
-    assert full.prompt_s(32) == pytest.approx(full.of_prompt(32) * (1 / 5e9 + 2e-9)
+    assert plain.ahead_s == full.dense / 5e9
+    assert full.ahead_s - plain.ahead_s == pytest.approx(1e-9 * full.dense)
+    assert full.prompt_s(32) == pytest.approx(full.of_prompt(32) * (1 / 5e9 + 3e-9)
                                               + 2e-9 * full.dense)
     small = plan.make(K2, 64e9, slow)  # is full after some tokens: then others' places are taken
     n_full = next(n for n in range(1000) if 1 - small.unseen(n) >= small.share)
     assert small.grown(n_full - 1) == small.from_disk(n_full - 1) and small.grown(n_full) == 0
+    assert small.token_s(n_full) == plan.make(K2, 64e9, rates_of()).token_s(n_full)
 
 
 def test_what_the_page_cache_has_is_not_read(tmp_path):
@@ -248,9 +252,10 @@ def test_the_report_counts_what_is_in_memory(measured, monkeypatch):
 
 
 def test_the_report_tells_of_slow_first_touches(monkeypatch):
-    slow = dataclasses.replace(rates_of(), fresh_s=2e-9)
+    slow = dataclasses.replace(rates_of(), fresh_read_s=3e-10, fresh_s=2e-9)
     monkeypatch.setattr(rates, "measure", lambda *_: slow)
-    assert "60.0 GB/s; 0.50 GB/s when it is first used" in plan.report(None, int(1e9))
+    text = plan.report(None, int(1e9))
+    assert "memory that lay idle fills at 2.00 GB/s and is first touched at 0.50 GB/s" in text
 
 
 def test_the_table_of_the_readme():
@@ -270,13 +275,15 @@ def test_the_table_of_the_readme():
 def test_rates_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "SIZE", 1 << 20)
     monkeypatch.setattr(rates, "TIME_S", 0.01)
+    monkeypatch.setattr(rates, "PIECE", 1 << 20)
     path = tmp_path / "model.safetensors"
     path.write_bytes(os.urandom(3 << 23))
     found = rates.measure(tmp_path, 2, ("bf16", "int4", "fp8"))
     assert found.threads == 2 and found.kernels.keys() == {"bf16", "int4", "fp8"}
     for rate in (found.memory, *found.kernels.values(), found.disk, found.layer_s):
         assert 0 < rate < 1e15
-    assert rates.measure(None, 1, ()).disk is None
+    none = rates.measure(None, 1, ())
+    assert (none.disk, none.fresh_read_s, none.fresh_s) == (None, 0, 0)
 
 
 @pytest.mark.parametrize("fails_at", ["open", "read"])
@@ -284,7 +291,8 @@ def test_a_file_system_without_direct_reads_is_timed_all_the_same(tmp_path, monk
     if not hasattr(os, "O_DIRECT") or not hasattr(os, "preadv"):
         pytest.skip("this system has no direct reads")
     path, opened = tmp_path / "a.safetensors", []
-    path.write_bytes(os.urandom(rates.DISK_READ))
+    monkeypatch.setattr(rates, "PIECE", 1 << 20)
+    path.write_bytes(os.urandom(rates.PIECE))
     real_open, real_read = os.open, os.preadv
 
     def open_(file, flags):
@@ -300,31 +308,76 @@ def test_a_file_system_without_direct_reads_is_timed_all_the_same(tmp_path, monk
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "preadv", read)
-    assert rates._read_uncached(path, 0, bytearray(rates.DISK_READ)) == rates.DISK_READ
+    assert rates._read_uncached(path, 0, bytearray(rates.PIECE)) == rates.PIECE
 
 
-def test_the_first_touch_of_what_was_read_is_timed_and_let_go(tmp_path, monkeypatch):
+def test_the_disk_is_timed_as_experts_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "TIME_S", 0.2)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(os.urandom(3 << 23))
+    monkeypatch.setattr(rates, "PIECE", piece := 1 << 20)
+    path, fetched, let_go = tmp_path / "model.safetensors", [], []
+    path.write_bytes(os.urandom((50 << 20) + 5))
+    here = drop(path)
+    if here(0, 50 << 20) != 0:
+        pytest.skip("this system does not drop what it has in memory, or does not tell")
+    with open(path, "rb") as file:
+        file.seek(7 << 20)
+        file.read(piece)
+    before = here(0, 50 << 20)
+    real_fetch, real_let_go = File.fetch, File.let_go
+    monkeypatch.setattr(File, "fetch", lambda self, start, stop: (
+        fetched.append((start, stop)), real_fetch(self, start, stop)))
+    monkeypatch.setattr(File, "let_go", lambda self, start, stop: (
+        let_go.append((start, stop)), real_let_go(self, start, stop)))
+    rate, *fresh = rates.disk(tmp_path, 2)
+    assert rate > 0 and all(0 <= more_s < 1e-6 for more_s in fresh)
+    assert len(fetched) > rates.ROUND and sorted(fetched) == sorted(set(let_go)) == sorted(let_go)
+    assert all(stop - start == piece and start % piece == 0 for start, stop in fetched)
+    # What was in memory was not read, and is there still; the rest is not.
+    assert not any(start < 8 << 20 and stop > 7 << 20 for start, stop in fetched)
+    assert here(0, 50 << 20) == before
+    assert [start for start, _ in let_go] != [start for start, _ in fetched]  # two were held
+
+
+def drop(path):
+    """Take a file out of the page cache; return a function that counts its bytes there."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    held, real = [], File.fetch
+    return rates._opened(path).in_memory
 
-    def fetch(self, *at):
-        held.append((self, at))
-        real(self, *at)
 
-    monkeypatch.setattr(File, "fetch", fetch)
-    assert 0 <= rates.fresh(tmp_path, 2) < 1e-6
-    if sys.platform == "linux":
-        assert held and not any(file.in_memory(*at) for file, at in held)
-    held.clear()
-    path.read_bytes()  # in memory: nothing to be read, so nothing to be told
-    assert rates.fresh(tmp_path, 1) == 0.0
-    assert rates.fresh(tmp_path / "nowhere", 1) == 0.0
+def test_a_disk_whose_files_are_in_memory_is_timed_past_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "TIME_S", 0.01)
+    monkeypatch.setattr(rates, "PIECE", 1 << 20)
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(3 << 20))
+    monkeypatch.setattr(File, "in_memory", lambda self, start, stop: stop - start)
+    monkeypatch.setattr(File, "fetch", None)
+    rate, *fresh = rates.disk(tmp_path, 2)
+    assert rate > 0 and fresh == [0, 0]
+
+
+QUICK = rates.Round(5e-10, 1.2e-11, 1e-11)
+SLOW = rates.Round(9e-10, 2e-9, 1e-11)
+
+
+@given(n_quick=st.integers(0, 9), n_slow=st.integers(0, 5), n_mixed=st.integers(0, 3))
+def test_rounds_in_idle_memory_are_told_from_others(n_quick, n_slow, n_mixed):
+    mixed = rates.Round(7e-10, 5e-10, 1e-11)
+    found = n_quick * [QUICK] + n_slow * [SLOW] + n_mixed * [mixed]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "_files", lambda _: [])
+        patch.setattr(rates, "_rounds", lambda *_: found)
+        rate, read_s, touch_s = rates.disk("", 1)
+    if not found:
+        assert (rate, read_s, touch_s) == (None, 0, 0)
+    elif n_quick:
+        assert rate == 1 / QUICK.read_s
+        slow = SLOW if n_slow else mixed
+        expected = (slow.read_s - QUICK.read_s, slow.first_s - slow.again_s)
+        assert (read_s, touch_s) == (expected if n_slow + n_mixed > 1 else (0, 0))
+    else:  # then there is nothing to tell them from
+        assert rate == 1 / np.median([round.read_s for round in found])
 
 
 def test_holes_and_small_files_are_not_timed(tmp_path):
@@ -332,4 +385,4 @@ def test_holes_and_small_files_are_not_timed(tmp_path):
     with open(tmp_path / "hole.safetensors", "wb") as file:
         file.truncate(1 << 30)
     if (tmp_path / "hole.safetensors").stat().st_blocks == 0:
-        assert rates.disk(tmp_path) is None
+        assert rates.disk(tmp_path, 1) == (None, 0, 0)
