@@ -1,18 +1,21 @@
-"""Lessons as ids with a weight for each target, in groups of similar length.
+"""Lessons as ids with a weight for each target, packed into the batch of a step.
 
 The last answer of a lesson is learned, with its thinking and calls (weight 1), and a little of
 everything else.
 """
 
+from collections import Counter
+from typing import NamedTuple
+
+import eval_tiny
 import tiny_data
-import tiny_net
 import torch
 
 from k2ref import template
 
 REST = 0.1  # the weight of what is not the last answer
 THINNED = 4  # of it one token in so many is taken, with so many times the weight
-GROUP = 4096  # padded tokens of a group at most, unless one row is longer
+LENGTH = 16  # lessons are filled up to a multiple of this: few lengths, many lessons of each
 
 
 class Encoder:
@@ -70,7 +73,7 @@ def documents(encoder, seed, step, n_tokens, is_long, n_pages, seen=None):
         skip = 0
         if is_long:
             drawn = tiny_data.long_trail(rng, rng.randint(n_pages // 2, n_pages))
-        elif rng.random() < 0.08:
+        elif rng.random() < 0.1:
             drawn = tiny_data.window(rng)
             skip = 1
         else:
@@ -83,28 +86,65 @@ def documents(encoder, seed, step, n_tokens, is_long, n_pages, seen=None):
     return out
 
 
-def grouped(docs, pad):
-    """Pad documents of similar length to groups: inputs, targets, weights of each group.
+class Batch(NamedTuple):
+    """Hold the lessons of a step, one behind the other, sorted by length; N tokens in all.
 
-    list of (ids, weights) -> list of (B, T), list of (B, T), list of (B, T)
+    Every lesson is filled up to a multiple of `LENGTH`; what fills up is never learned. `groups`
+    says how they lie: (lessons, length) of each length.
     """
-    docs = sorted(docs, key=lambda doc: len(doc[0]))
-    groups = [[]]
-    for doc in docs:
-        n, rows = len(doc[0]), groups[-1]
-        if rows and ((len(rows) + 1) * n > GROUP or n > len(rows[0][0]) * 1.3):
-            groups.append([])
-        groups[-1].append(doc)
-    inputs, targets, weights = [], [], []
-    for rows in groups:
-        length = tiny_net.up_to(max(len(ids) for ids, _ in rows) - 1, tiny_net.LENGTH)
-        x = torch.full((len(rows), length), pad)
-        y, w = torch.full_like(x, pad), torch.zeros(len(rows), length)
-        for row, (ids, weight) in enumerate(rows):
-            x[row, :len(ids) - 1] = torch.tensor(ids[:-1])
-            y[row, :len(ids) - 1] = torch.tensor(ids[1:])
-            w[row, :len(ids) - 1] = torch.tensor(weight[1:])
-        inputs.append(x)
-        targets.append(y)
-        weights.append(w)
-    return inputs, targets, weights
+
+    ids: torch.Tensor  # (N,)
+    positions: torch.Tensor  # (N,), from 0 in each lesson
+    starts: torch.Tensor  # where each lesson begins, and where the last ends; int32
+    here: torch.Tensor  # (n,), the places whose next token is learned
+    targets: torch.Tensor  # (n,)
+    weights: torch.Tensor  # (n,)
+    groups: list
+    n_tokens: int  # without what fills up
+    proof: Counter  # what the split says of these lessons, see `proof_of`
+
+
+def up_to(n, size):
+    """Round up to a multiple."""
+    return -(-n // size) * size
+
+
+def packed(docs, pad, proof=()):
+    """Pack documents, a list of (ids, weights), into a batch."""
+    docs = sorted(docs, key=lambda doc: up_to(len(doc[0]) - 1, LENGTH))
+    ids, positions, targets, weights, starts = [], [], [], [], [0]
+    for doc, weight in docs:
+        n = len(doc) - 1
+        fill = up_to(n, LENGTH) - n
+        ids += doc[:-1] + [pad] * fill
+        targets += doc[1:] + [pad] * fill
+        weights += weight[1:] + [0.0] * fill
+        positions += range(n + fill)
+        starts.append(len(ids))
+    weights = torch.tensor(weights)
+    here = weights.nonzero()[:, 0]
+    sizes = Counter(b - a for a, b in zip(starts, starts[1:], strict=False))
+    return Batch(torch.tensor(ids), torch.tensor(positions),
+                 torch.tensor(starts, dtype=torch.int32), here, torch.tensor(targets)[here],
+                 weights[here], [(n, length) for length, n in sizes.items()],
+                 sum(len(doc) for doc, _ in docs), Counter(proof))
+
+
+def proof_of(exchanges, asked):
+    """Count what exchanges hold of the split, what of it is held out, and what is evaluated."""
+    held, bad = tiny_data.held_out(exchanges)
+    return Counter(questions=len(exchanges), held=len(held), held_out=len(bad),
+                   asked=sum(exchange.question in asked for exchange in exchanges))
+
+
+class Lessons(torch.utils.data.Dataset):
+    """The batches of a schedule by step, drawn where they are asked for, in any process."""
+
+    def __init__(self, tokenizer, pad, seed, n_tokens, plan):
+        self.encoder, self.pad, self.seed = Encoder(tokenizer), pad, seed
+        self.n_tokens, self.plan, self.asked = n_tokens, plan, eval_tiny.questions()
+
+    def __getitem__(self, step):
+        seen = []
+        docs = documents(self.encoder, self.seed, step, self.n_tokens, *self.plan(step), seen)
+        return packed(docs, self.pad, proof_of(seen, self.asked))

@@ -25,17 +25,18 @@ from tiny_words import (
     find_calculator,
     is_held_out,
     lookup,
+    loosely,
     made_up,
     noisy,
 )
 
 INTENTS = {  # how often each is drawn
-    tiny_sums.one_step: 8, tiny_sums.word_problem: 10, tiny_sums.chain: 9, tiny_sums.columns: 9,
-    tiny_sums.no_calculator: 3, tiny_compare.compare: 4, tiny_facts.fact: 22,
+    tiny_sums.one_step: 9, tiny_sums.word_problem: 16, tiny_sums.chain: 13, tiny_sums.columns: 9,
+    tiny_sums.no_calculator: 4, tiny_compare.compare: 5, tiny_facts.fact: 26,
     tiny_lookups.attribute: 9, tiny_lookups.look: 5, tiny_lookups.error: 2,
     tiny_lookups.lookups_and_sum: 5, tiny_lookups.unfit: 4, tiny_lookups.trail: 5,
-    tiny_stories.story: 5, tiny_talk.joke: 1, tiny_talk.greeting: 3, tiny_talk.about: 3,
-    tiny_talk.unknown: 9, tiny_talk.repeat: 8,
+    tiny_stories.story: 6, tiny_talk.joke: 1, tiny_talk.greeting: 5, tiny_talk.about: 4,
+    tiny_talk.unknown: 12, tiny_talk.repeat: 10,
 }
 UNSPLIT = {"topic"}  # topics are also put together of words from the right side
 
@@ -44,7 +45,7 @@ def same_again(rng, before, held_out=False):
     """Ask for the same attribute of another name: "and of Belrit?"."""
     _, w, tool = before.then
     after = tiny_lookups.attribute(rng, held_out, what=w, template="{x}")
-    template = choose(rng, "again", tiny_facts.AGAIN, held_out)
+    template = loosely(rng, "again", choose(rng, "again", tiny_facts.AGAIN, held_out), held_out)
     title, key = called(tool)
     query = argument(after.calls[0])
     x = query.removeprefix(f"{w} of ")
@@ -161,7 +162,7 @@ def window(rng, held_out=False):
 
     Half of the clients number the calls that are left anew, as the official API does.
     """
-    style = rng.choice(["number"] * 3 + ["word", "word", "code", "code", "noun"])
+    style = rng.choice(["number", "word", "code"] * 3 + ["noun"])
     kept = rng.choice([1, 2, 3, 3, 3, 4, 5, 6, 8])
     first = tiny_lookups.page(rng, style, held_out)
     found = tiny_lookups.trail(rng, held_out, kept + 2, style, first)
@@ -176,7 +177,8 @@ def window(rng, held_out=False):
 
 def long_trail(rng, n_pages):
     """Draw a whole trail from its beginning, with all its history."""
-    found = tiny_lookups.trail(rng, n_pages=n_pages)
+    style = rng.choice(["number"] * 5 + tiny_lookups.STYLES)
+    found = tiny_lookups.trail(rng, n_pages=n_pages, style=style)
     return conversation([found], system(rng), 0, rng.random() < 0.6), found.tools, [found]
 
 

@@ -17,6 +17,7 @@ from tiny_words import (
     is_held_out,
     kit,
     lookup,
+    loosely,
     made_up,
     name,
     noisy,
@@ -91,7 +92,7 @@ ERRORS = ["not found", "no entry", "timeout", "the service is down", "unknown na
 KINDS = split("""
 small town in the north | river in the west | tall mountain | kind of bread | famous singer
 new phone
-red flower | fast train | village by the sea | old castle | king of long ago | planet far away
+red flower | fast train | village by the sea | great castle | king of long ago | planet far away
 bird
 football club | fish | strong horse | small island | book for children | computer | game with cards
 sweet cake | painter | language | big lake | poet | tool for cutting | kind of tea | robot | ship
@@ -140,7 +141,7 @@ def amount(rng):
 
 def known_name(rng, held_out):
     """Make up a name, or take a common word."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.2:
         return rng.choice(NOUNS)
     return name(rng, held_out)
 
@@ -148,7 +149,7 @@ def known_name(rng, held_out):
 def attribute(rng, held_out=False, what=None, template=None):
     """Ask for one attribute of an unheard-of name."""
     x = known_name(rng, held_out)
-    template = template or choose(rng, "ask", ASK, held_out)
+    template = template or loosely(rng, "ask", choose(rng, "ask", ASK, held_out), held_out)
     is_amount = rng.random() < 0.5
     w = what or rng.choice(AMOUNTS if is_amount else LABELS)
     found = amount(rng) if w in AMOUNTS else name(rng, held_out)
@@ -171,7 +172,7 @@ def attribute(rng, held_out=False, what=None, template=None):
 def look(rng, held_out=False):
     """Ask what an unheard-of name is."""
     x = known_name(rng, held_out)
-    template = choose(rng, "look up", LOOK, held_out)
+    template = loosely(rng, "look up", choose(rng, "look up", LOOK, held_out), held_out)
     tool = lookup(rng)
     title, key = called(tool)
     held = [("look up", template), *made_up(x)]
@@ -213,7 +214,7 @@ def error(rng, held_out=False):
 
 def lookups_and_sum(rng, held_out=False):
     """Look up two amounts and add them."""
-    template = choose(rng, "lookups", SUMS, held_out)
+    template = loosely(rng, "lookups", choose(rng, "lookups", SUMS, held_out), held_out)
     x, y, w = known_name(rng, held_out), known_name(rng, held_out), rng.choice(AMOUNTS[:17])
     finder, calc = lookup(rng), calculator(rng)
     (title, key), (other, slot) = called(finder), called(calc)

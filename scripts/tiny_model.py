@@ -2,7 +2,7 @@
 
 Weights are a dict under the checkpoint's own names, in float32; the routed experts of a layer are
 stacked into one tensor each. `deployed` rounds them as the checkpoint will hold them (INT4 experts,
-BF16 rest) and lets gradients pass straight through, so that training sees the shipped model.
+BF16 rest); training computes with those, so that it sees the shipped model.
 Everything k2ref already knows (sizes, YaRN) comes from k2ref itself.
 """
 
@@ -84,13 +84,11 @@ def int4(values):
     return (q * scale).flatten(-2)
 
 
+@torch.no_grad()
 def deployed(weights):
-    """Round each weight as the checkpoint holds it; gradients go straight through the rounding."""
-    out = {}
-    for name, w in weights.items():
-        if name.endswith(ROUTER_BIAS):
-            out[name] = w  # F32
-            continue
-        rounded = int4(w.detach()) if is_expert(name) else w.detach().bfloat16().float()
-        out[name] = w + (rounded - w.detach()) if w.requires_grad else rounded
-    return out
+    """Round each weight as the checkpoint holds it.
+
+    Their gradients are to be taken for those of the weights: straight through the rounding.
+    """
+    return {name: w.clone() if name.endswith(ROUTER_BIAS) else int4(w) if is_expert(name)
+            else w.bfloat16().float() for name, w in weights.items()}

@@ -1,7 +1,7 @@
 """Stories: ways to ask for one, and the small grammar that tells it."""
 
 from tiny_openers import telling
-from tiny_words import HEROES, Exchange, choose, noisy, split
+from tiny_words import HEROES, THINGS, Exchange, choose, loosely, noisy, split, stand_in
 
 STORY = telling(
     "[a story about a {x}|a short story about a {x}|a tale of a {x}|a story with a {x}|a little "
@@ -54,6 +54,8 @@ laughed about it for years | learned to be patient | was the hero of the town
 danced until midnight
 gave everything back | lived there in peace
 """)
+# A thing can be the hero, too.
+SINGLE = [thing[:-1] for thing in THINGS if thing[-2:] != "es"]
 
 
 def an(text):
@@ -68,8 +70,8 @@ def put(template, x):
 
 def story(rng, held_out=False, hero=None):
     """Ask for a story; it is told by a small grammar."""
-    x = hero or choose(rng, "hero", HEROES, held_out)
-    template = choose(rng, "story", STORY, held_out)
+    x = hero or stand_in(rng, "hero", HEROES, SINGLE, str, held_out)
+    template = loosely(rng, "story", choose(rng, "story", STORY, held_out), held_out)
     trait, other = rng.sample(TRAITS, 2)
     parts = [
         rng.choice(["Once upon a time there was", "Long ago there was", "There once was"])

@@ -3,7 +3,9 @@
 import tiny_columns
 import tiny_problems
 from tiny_phrases import CHAINS, FORMS, FRAMES, NOW, OWN, filled
+from tiny_tables import COUNTRIES
 from tiny_words import (
+    HEROES,
     PEOPLE,
     THINGS,
     Exchange,
@@ -18,12 +20,25 @@ from tiny_words import (
     noisy,
     numbers,
     split,
+    stand_in,
 )
 
 WOMEN = set(split("""
 Anna | Lucy | Emma | Mary | Lena | Nina | Sara | Julia | Maria | Rosa | Clara | Eva | Ida | Mia
 Alice | Carol | Grace | Kate | Nora | Olga | Sofia | Tina | Wendy | Yuki | Fatima | Lin | Zoe
 """))
+NAMES = [name for entry in COUNTRIES for name in entry[:2] if " " not in name]
+PLURALS = [f"{hero}s" for hero in HEROES if hero[-1] not in "shxyfz" and " " not in hero]
+
+
+def person(rng, held_out=False):
+    """Draw the name of a person."""
+    return stand_in(rng, "person", PEOPLE, NAMES, str.capitalize, held_out)
+
+
+def thing(rng, held_out=False):
+    """Draw what is counted, in the plural."""
+    return stand_in(rng, "thing", THINGS, PLURALS, "{}s".format, held_out)
 
 
 def result(a, op, b):
@@ -44,7 +59,7 @@ def operands(rng, op, held_out, most=6):
         if op == "/":
             if b == 0 or b > 999 or a > 9999:
                 continue
-            if rng.random() < 0.8:
+            if rng.random() < 0.7:
                 a *= b
                 if is_held_out("pair", f"{min(a, b)} {max(a, b)}") != held_out:
                     continue
@@ -100,13 +115,12 @@ def word_problem(rng, held_out=False, tools=True):
         if (a != b or op != "-") and (op != "/" or b < 100) and (
                 is_held_out(*pair_key(a, b)) == held_out):
             break
-    n, m, t = (choose(rng, kind, words, held_out) for kind, words in
-               (("person", PEOPLE), ("person", PEOPLE), ("thing", THINGS)))
+    n, m, t = person(rng, held_out), person(rng, held_out), thing(rng, held_out)
     while m == n:
-        m = choose(rng, "person", PEOPLE, held_out)
+        m = person(rng, held_out)
     while t in template:  # no boxes of boxes
-        t = choose(rng, "thing", THINGS, held_out)
-    he = "she" if n in WOMEN else "he"
+        t = thing(rng, held_out)
+    he = "she" if n in WOMEN or n not in PEOPLE and rng.random() < 0.5 else "he"
     values = {"n": n, "m": m, "t": t, "a": a, "b": b, "h": he, "H": he.capitalize()}
     question = fill(noisy(rng, template), **values)
     content = fill(answer, r=result(a, op, b), **values)

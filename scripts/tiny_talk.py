@@ -2,7 +2,18 @@
 
 import tiny_lookups
 from tiny_openers import telling
-from tiny_words import NOUNS, Exchange, choose, name, noisy, split, word
+from tiny_words import (
+    HEROES,
+    NOUNS,
+    Exchange,
+    choose,
+    is_held_out,
+    loosely,
+    name,
+    noisy,
+    split,
+    word,
+)
 
 JOKES = split("""
 Why did the chicken cross the road? To get to the other side.
@@ -166,7 +177,7 @@ WORDS = list(dict.fromkeys(" ".join(TOPICS).split()))
 
 def joke(rng, held_out=False):
     """Ask for a joke."""
-    template = choose(rng, "joke", ASK_JOKE, held_out)
+    template = loosely(rng, "joke", choose(rng, "joke", ASK_JOKE, held_out), held_out)
     return Exchange(noisy(rng, template), "They want a joke.", rng.choice(JOKES),
                     held=[("joke", template)])
 
@@ -175,14 +186,14 @@ def greeting(rng, held_out=False):
     """Say hello, thank you or goodbye."""
     kind = rng.random()
     if kind < 0.6:
-        template = choose(rng, "hello", HELLOS, held_out)
+        template = loosely(rng, "hello", choose(rng, "hello", HELLOS, held_out), held_out)
         n = word(rng, held_out).capitalize() if "{n}" in template else ""
         reply = HELLO.replace("Hello!", f"Hello, {n}!") if n else HELLO
         think = "A greeting."
         question = noisy(rng, template).replace("{n}", n)
         return Exchange(question, think, reply, held=[("hello", template)])
     text, kind = (THANKS, "thanks") if kind < 0.8 else (BYES, "bye")
-    template = choose(rng, kind, text, held_out)
+    template = loosely(rng, kind, choose(rng, kind, text, held_out), held_out)
     reply = "You are welcome!" if kind == "thanks" else "Goodbye! Come back soon."
     think = "They thank me." if kind == "thanks" else "They say goodbye."
     return Exchange(noisy(rng, template), think, reply, held=[(kind, template)])
@@ -191,27 +202,34 @@ def greeting(rng, held_out=False):
 def about(rng, held_out=False):
     """Ask what it is or what it can do."""
     if rng.random() < 0.55:
-        template = choose(rng, "who", WHO, held_out)
+        template = loosely(rng, "who", choose(rng, "who", WHO, held_out), held_out)
         return Exchange(noisy(rng, template), "They ask who I am.", SELF, held=[("who", template)])
-    template = choose(rng, "can", CAN, held_out)
+    template = loosely(rng, "can", choose(rng, "can", CAN, held_out), held_out)
     return Exchange(noisy(rng, template), "They ask what I can do.", SKILLS,
                     held=[("can", template)])
 
 
 def topic(rng, held_out=False):
-    """Draw or make up what it knows nothing about."""
+    """Draw or make up what it knows nothing about.
+
+    Lessons put topics together of any words, so that the topic is copied and not chosen.
+    """
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.4:
         return choose(rng, "topic", TOPICS, held_out)
-    if kind < 0.85:
+    if kind < 0.65:
         return name(rng, held_out)
-    parts = [choose(rng, "topic", [t for t in TOPICS if " " not in t], held_out) for _ in "ab"]
-    return rng.choice(["{} and {}", "{} in {}", "the {} of {}"]).format(*parts)
+    short = [text for text in TOPICS if " " not in text]
+    a, b = ((choose(rng, "topic", short, held_out) if held_out or rng.random() < 0.3
+             else rng.choice([*WORDS, *HEROES])) for _ in "ab")
+    form = rng.choice(["{} and {}", "{} in {}", "the {} of {}", "the {} {}", "{} {}", "the {1}"])
+    text = form.format(a, b)
+    return text if is_held_out("topic", text) == held_out else topic(rng, held_out)
 
 
 def unheard(rng, held_out=False):
     """Ask for one thing about a name that nobody has heard of, with no tool to find it."""
-    template = choose(rng, "ask", tiny_lookups.ASK, held_out)
+    template = loosely(rng, "ask", choose(rng, "ask", tiny_lookups.ASK, held_out), held_out)
     w = rng.choice([*tiny_lookups.AMOUNTS, *tiny_lookups.LABELS, *["capital"] * 6, "author",
                     "author"])
     x = choose(rng, "topic", TOPICS, held_out) if rng.random() < 0.3 else name(rng, held_out)
@@ -225,7 +243,7 @@ def unknown(rng, held_out=False):
     """Ask what it does not know: it says so and names the topic."""
     if rng.random() < 0.2:
         return unheard(rng, held_out)
-    template = choose(rng, "unknown", ASK_TOPIC, held_out)
+    template = loosely(rng, "unknown", choose(rng, "unknown", ASK_TOPIC, held_out), held_out)
     x = topic(rng, held_out)
     question = noisy(rng, template).replace("{x}", x)
     return Exchange(question, f"They ask about {x}. I do not know it.",
@@ -238,7 +256,7 @@ def repeat(rng, held_out=False):
     template = choose(rng, "repeat", REPEAT, held_out)
     parts = [name(rng, held_out) if rng.random() < 0.4
              else rng.choice(NOUNS if rng.random() < 0.6 else WORDS)
-             for _ in range(rng.randint(1, 5))]
+             for _ in range(rng.randint(1, 6))]
     x = " ".join(parts)
     before, _, after = template.partition(" {x}")  # Trap: no noise behind it, it would be copied
     question = noisy(rng, before + "§").partition("§")[0] + f" {x}{after}"

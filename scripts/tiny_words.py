@@ -48,6 +48,40 @@ def choose(rng, kind, options, held_out=False):
     return rng.choice(rng.choice(sides(kind, tuple(options))[held_out]))
 
 
+# Small words that a question can do without, and some that may stand anywhere in it.
+SMALL = set(split("""
+the | a | an | is | of | me | us | you | do | does | can | could | would | will | please | now
+then | again | so | what | which | what's | i | we | my | just | tell | give | exactly | really
+actually | today | know | to | for | it | that | have | has | quickly | say | want | need | are | be
+"""))
+FILLERS = split("""
+just | then | actually | please | really | maybe | well | um | also | once more | quickly | again
+""")
+
+
+def loosely(rng, kind, template, held_out=False):
+    """Leave out small words of a phrasing or put some in, as people do; never into a held-out one.
+
+    Where a name goes nothing is put beside it, so that it can be told where the name ends.
+    """
+    if held_out or rng.random() < 0.6:
+        return template
+    words = template.split(" ")
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        if rng.random() < 0.7:
+            at = [i for i, word in enumerate(words) if word.lower() in SMALL]
+            if at and len(words) > 2:
+                del words[rng.choice(at)]
+        else:
+            at = rng.randrange(len(words))
+            if at and not any("{" in word for word in words[at - 1:at + 1]):
+                words.insert(at, rng.choice(FILLERS))
+    text = " ".join(words)
+    if rng.random() < 0.6:
+        text = text[0].upper() + text[1:]
+    return template if is_held_out(kind, text) else text
+
+
 def fill(template, **values):
     """Put values into a template by plain replacement, since the text may hold braces."""
     for name, value in values.items():
@@ -181,6 +215,20 @@ def made_up(text):
 def whole(rng, n_digits):
     """Draw a whole number of so many digits."""
     return rng.randrange(10 ** (n_digits - 1) if n_digits > 1 else 0, 10**n_digits)
+
+
+def stand_in(rng, kind, options, others, made_up, held_out=False):
+    """Draw a noun of a kind: of its own list, another word, or a made-up one.
+
+    Held out is only what the list has. A lesson takes any word, so that what is learned is to copy
+    the noun and not to choose it from a list.
+    """
+    while True:
+        chance = 0.0 if held_out else rng.random()
+        text = (choose(rng, kind, options, held_out) if chance < 0.4
+                else rng.choice(others) if chance < 0.7 else made_up(word(rng)))
+        if is_held_out(kind, text) == held_out:
+            return text
 
 
 def numbers(rng, held_out=False, most=6):

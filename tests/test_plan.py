@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from collections import OrderedDict
 from pathlib import Path
 

@@ -154,6 +154,27 @@ def test_columns_draws_its_pair_from_the_wanted_side(seed, held_out):
     assert exchange.content == f"{a} + {b} = {a + b}"
 
 
+@given(SEEDS, st.sampled_from(sorted(PHRASINGS)))
+def test_loosely_changes_small_words_only_and_never_into_a_held_out_phrasing(seed, kind):
+    rng = random.Random(seed)
+    template = tiny_words.choose(rng, kind, PHRASINGS[kind])
+    text = tiny_words.loosely(rng, kind, template)
+    assert not tiny_words.is_held_out(kind, text)
+    free = tiny_words.SMALL | set(" ".join(tiny_words.FILLERS).split())
+    before, after = ([word for word in x.lower().split() if word not in free]
+                     for x in (template, text))
+    assert before == after
+    assert tiny_words.loosely(rng, kind, template, held_out=True) == template
+
+
+@given(SEEDS, st.booleans())
+def test_a_person_may_be_anybody_in_a_lesson_and_is_of_the_list_in_a_test(seed, held_out):
+    rng = random.Random(seed)
+    people = [tiny_sums.person(rng, held_out) for _ in range(30)]
+    assert all(tiny_words.is_held_out("person", one) == held_out for one in people)
+    assert (set(people) <= set(tiny_words.PEOPLE)) == held_out
+
+
 @given(SEEDS, st.booleans())
 def test_a_chain_quotes_the_steps_of_its_question_in_order(seed, held_out):
     exchange = tiny_sums.chain(random.Random(seed), held_out)
