@@ -13,22 +13,8 @@ import tiny_lookups
 import tiny_stories
 import tiny_sums
 import tiny_talk
-from tiny_words import (
-    OTHER_TOOLS,
-    SYSTEMS,
-    Exchange,
-    argument,
-    arguments,
-    calculator,
-    called,
-    choose,
-    find_calculator,
-    is_held_out,
-    lookup,
-    loosely,
-    made_up,
-    noisy,
-)
+from tiny_tools import OTHER_TOOLS, argument, arguments, calculator, called, find_calculator, lookup
+from tiny_words import SYSTEMS, Exchange, is_held_out, made_up, noisy, phrasing
 
 INTENTS = {  # how often each is drawn
     tiny_sums.one_step: 9, tiny_sums.word_problem: 16, tiny_sums.chain: 13, tiny_sums.columns: 9,
@@ -45,7 +31,7 @@ def same_again(rng, before, held_out=False):
     """Ask for the same attribute of another name: "and of Belrit?"."""
     _, w, tool = before.then
     after = tiny_lookups.attribute(rng, held_out, what=w, template="{x}")
-    template = loosely(rng, "again", choose(rng, "again", tiny_facts.AGAIN, held_out), held_out)
+    template = phrasing(rng, "again", tiny_facts.AGAIN, held_out)
     title, key = called(tool)
     query = argument(after.calls[0])
     x = query.removeprefix(f"{w} of ")

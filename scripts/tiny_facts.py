@@ -18,7 +18,7 @@ from tiny_tables import (
     YOUNG,
     around,
 )
-from tiny_words import Exchange, choose, loosely, noisy, split
+from tiny_words import Exchange, noisy, phrasing, split
 
 # topic: (what they ask for, answer, facts, what to ask for, own ways to ask); {k} is what is
 # known, {v} what is asked for.
@@ -272,7 +272,7 @@ def exchange(rng, topic, fact, question, held):
 def fact(rng, held_out=False, topic=None):
     """Ask for a fact; held out are whole phrasings, for facts are to be known."""
     topic = topic or draw(rng)
-    template = loosely(rng, topic, choose(rng, topic, PHRASINGS[topic], held_out), held_out)
+    template = phrasing(rng, topic, PHRASINGS[topic], held_out)
     known = rng.choice(TOPICS[topic][2])
     typed = known[0].lower() if rng.random() < 0.1 and topic != "symbol" else known[0]
     text = noisy(rng, template)
@@ -285,7 +285,7 @@ def fact(rng, held_out=False, topic=None):
 def again(rng, before, held_out=False):
     """Ask the same of something else, after `before`."""
     _, topic, k = before.then
-    template = loosely(rng, "again", choose(rng, "again", AGAIN, held_out), held_out)
+    template = phrasing(rng, "again", AGAIN, held_out)
     known = rng.choice([pair for pair in TOPICS[topic][2] if pair[0] != k])
     ways = [way.replace("{k}", known[0]) for way in split(OF[topic])]
     question = noisy(rng, template).replace("{of}", rng.choice(ways)).replace("{x}", ways[0])

@@ -1,28 +1,21 @@
 """Lessons about tools that look things up and tools that lead from page to page."""
 
 from tiny_openers import asking
+from tiny_tools import OTHER_TOOLS, argument, arguments, calculator, called, kit, lookup, visit
 from tiny_words import (
     HEROES,
     NOUNS,
-    OTHER_TOOLS,
     THINGS,
     Exchange,
-    argument,
-    arguments,
-    calculator,
-    called,
     choose,
     code,
     fill,
     is_held_out,
-    kit,
-    lookup,
-    loosely,
     made_up,
     name,
     noisy,
+    phrasing,
     split,
-    visit,
     whole,
     word,
 )
@@ -149,7 +142,7 @@ def known_name(rng, held_out):
 def attribute(rng, held_out=False, what=None, template=None):
     """Ask for one attribute of an unheard-of name."""
     x = known_name(rng, held_out)
-    template = template or loosely(rng, "ask", choose(rng, "ask", ASK, held_out), held_out)
+    template = template or phrasing(rng, "ask", ASK, held_out)
     is_amount = rng.random() < 0.5
     w = what or rng.choice(AMOUNTS if is_amount else LABELS)
     found = amount(rng) if w in AMOUNTS else name(rng, held_out)
@@ -172,7 +165,7 @@ def attribute(rng, held_out=False, what=None, template=None):
 def look(rng, held_out=False):
     """Ask what an unheard-of name is."""
     x = known_name(rng, held_out)
-    template = loosely(rng, "look up", choose(rng, "look up", LOOK, held_out), held_out)
+    template = phrasing(rng, "look up", LOOK, held_out)
     tool = lookup(rng)
     title, key = called(tool)
     held = [("look up", template), *made_up(x)]
@@ -214,7 +207,7 @@ def error(rng, held_out=False):
 
 def lookups_and_sum(rng, held_out=False):
     """Look up two amounts and add them."""
-    template = loosely(rng, "lookups", choose(rng, "lookups", SUMS, held_out), held_out)
+    template = phrasing(rng, "lookups", SUMS, held_out)
     x, y, w = known_name(rng, held_out), known_name(rng, held_out), rng.choice(AMOUNTS[:17])
     finder, calc = lookup(rng), calculator(rng)
     (title, key), (other, slot) = called(finder), called(calc)

@@ -1,7 +1,7 @@
 """Stories: ways to ask for one, and the small grammar that tells it."""
 
 from tiny_openers import telling
-from tiny_words import HEROES, THINGS, Exchange, choose, loosely, noisy, split, stand_in
+from tiny_words import HEROES, THINGS, Exchange, noisy, phrasing, split, stand_in
 
 STORY = telling(
     "[a story about a {x}|a short story about a {x}|a tale of a {x}|a story with a {x}|a little "
@@ -71,7 +71,7 @@ def put(template, x):
 def story(rng, held_out=False, hero=None):
     """Ask for a story; it is told by a small grammar."""
     x = hero or stand_in(rng, "hero", HEROES, SINGLE, str, held_out)
-    template = loosely(rng, "story", choose(rng, "story", STORY, held_out), held_out)
+    template = phrasing(rng, "story", STORY, held_out)
     trait, other = rng.sample(TRAITS, 2)
     parts = [
         rng.choice(["Once upon a time there was", "Long ago there was", "There once was"])

@@ -4,19 +4,15 @@ import tiny_columns
 import tiny_problems
 from tiny_phrases import CHAINS, FORMS, FRAMES, NOW, OWN, filled
 from tiny_tables import COUNTRIES
+from tiny_tools import arguments, calculator, called, find_calculator, kit
 from tiny_words import (
     HEROES,
     PEOPLE,
     THINGS,
     Exchange,
-    arguments,
-    calculator,
-    called,
     choose,
     fill,
-    find_calculator,
     is_held_out,
-    kit,
     noisy,
     numbers,
     split,

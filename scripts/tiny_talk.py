@@ -8,9 +8,9 @@ from tiny_words import (
     Exchange,
     choose,
     is_held_out,
-    loosely,
     name,
     noisy,
+    phrasing,
     split,
     word,
 )
@@ -177,7 +177,7 @@ WORDS = list(dict.fromkeys(" ".join(TOPICS).split()))
 
 def joke(rng, held_out=False):
     """Ask for a joke."""
-    template = loosely(rng, "joke", choose(rng, "joke", ASK_JOKE, held_out), held_out)
+    template = phrasing(rng, "joke", ASK_JOKE, held_out)
     return Exchange(noisy(rng, template), "They want a joke.", rng.choice(JOKES),
                     held=[("joke", template)])
 
@@ -186,14 +186,14 @@ def greeting(rng, held_out=False):
     """Say hello, thank you or goodbye."""
     kind = rng.random()
     if kind < 0.6:
-        template = loosely(rng, "hello", choose(rng, "hello", HELLOS, held_out), held_out)
+        template = phrasing(rng, "hello", HELLOS, held_out)
         n = word(rng, held_out).capitalize() if "{n}" in template else ""
         reply = HELLO.replace("Hello!", f"Hello, {n}!") if n else HELLO
         think = "A greeting."
         question = noisy(rng, template).replace("{n}", n)
         return Exchange(question, think, reply, held=[("hello", template)])
     text, kind = (THANKS, "thanks") if kind < 0.8 else (BYES, "bye")
-    template = loosely(rng, kind, choose(rng, kind, text, held_out), held_out)
+    template = phrasing(rng, kind, text, held_out)
     reply = "You are welcome!" if kind == "thanks" else "Goodbye! Come back soon."
     think = "They thank me." if kind == "thanks" else "They say goodbye."
     return Exchange(noisy(rng, template), think, reply, held=[(kind, template)])
@@ -202,9 +202,9 @@ def greeting(rng, held_out=False):
 def about(rng, held_out=False):
     """Ask what it is or what it can do."""
     if rng.random() < 0.55:
-        template = loosely(rng, "who", choose(rng, "who", WHO, held_out), held_out)
+        template = phrasing(rng, "who", WHO, held_out)
         return Exchange(noisy(rng, template), "They ask who I am.", SELF, held=[("who", template)])
-    template = loosely(rng, "can", choose(rng, "can", CAN, held_out), held_out)
+    template = phrasing(rng, "can", CAN, held_out)
     return Exchange(noisy(rng, template), "They ask what I can do.", SKILLS,
                     held=[("can", template)])
 
@@ -229,7 +229,7 @@ def topic(rng, held_out=False):
 
 def unheard(rng, held_out=False):
     """Ask for one thing about a name that nobody has heard of, with no tool to find it."""
-    template = loosely(rng, "ask", choose(rng, "ask", tiny_lookups.ASK, held_out), held_out)
+    template = phrasing(rng, "ask", tiny_lookups.ASK, held_out)
     w = rng.choice([*tiny_lookups.AMOUNTS, *tiny_lookups.LABELS, *["capital"] * 6, "author",
                     "author"])
     x = choose(rng, "topic", TOPICS, held_out) if rng.random() < 0.3 else name(rng, held_out)
@@ -243,7 +243,7 @@ def unknown(rng, held_out=False):
     """Ask what it does not know: it says so and names the topic."""
     if rng.random() < 0.2:
         return unheard(rng, held_out)
-    template = loosely(rng, "unknown", choose(rng, "unknown", ASK_TOPIC, held_out), held_out)
+    template = phrasing(rng, "unknown", ASK_TOPIC, held_out)
     x = topic(rng, held_out)
     question = noisy(rng, template).replace("{x}", x)
     return Exchange(question, f"They ask about {x}. I do not know it.",

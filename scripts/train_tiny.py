@@ -30,6 +30,7 @@ from k2ref.config import Config
 from k2ref.tokenizer import Tokenizer
 
 OFFICIAL = Path(__file__).parents[1] / "tests/data/configs/Kimi-K2-Thinking.json"
+LONG_EVERY = 7  # steps, one of which is of whole trails
 LONGEST = 32768  # tokens of a lesson, at most
 CHECKED_WITH = "5.23.0"  # the transformers that gives the same logits
 SIZES = {  # what differs from the official config.json
@@ -85,7 +86,8 @@ def schedule(step, steps):
 def plan(step, args):
     """Say whether a step is one of whole trails, and of how many pages at most."""
     done = step / args.steps
-    return done > args.long and step % 7 == 0, 40 if done < 0.6 else 110 if done < 0.8 else 300
+    n_pages = 40 if done < 0.6 else 110 if done < 0.8 else 300
+    return done > args.long and step % LONG_EVERY == 0, n_pages
 
 
 def batches(args, config, tokenizer, first=0):
@@ -145,7 +147,7 @@ def train(args, config, tokenizer):
         optimizer.step(weights, schedule(step, args.steps))
         is_long, n_pages = plan(step, args)
         mean = loss if mean is None else mean if is_long else 0.98 * mean + 0.02 * loss
-        if is_long and step % (args.report // 2) < 7:
+        if is_long and step % args.report < LONG_EVERY:
             print(f"step {step}  trails of up to {n_pages} pages, loss {loss:.4f}", flush=True)
         seconds = time.perf_counter() - start
         is_last = step + 1 == args.steps or seconds > args.seconds
