@@ -206,7 +206,7 @@ static long NAME(read_bytes)(const char *data, long n) {
     vi seen[4] = {{0}};
     int32_t lanes[WIDTH];
     for (long i = 0; i + 16 * WIDTH <= n; i += 16 * WIDTH) {
-        __builtin_prefetch(data + i + 4096);
+        for (long c = 0; c < 16 * WIDTH; c += 64) FETCH((uintptr_t)data + i + AHEAD + c);
         for (int c = 0; c < 4; c++) seen[c] |= *(const NAME(vi_at) *)(data + i + 4 * WIDTH * c);
     }
     seen[0] |= seen[1] | seen[2] | seen[3];
@@ -229,7 +229,6 @@ static const Path NAME(path) = {
 #undef TOKENS
 #undef ROWS
 #undef TILE_ROWS
-#undef TOGETHER
 #undef EACH_PART
 #undef LOW_WORDS
 #undef HIGH_WORDS

@@ -23,7 +23,8 @@
  * unless somebody looks.
  */
 
-TARGET(TILES_TARGET)
+#define VNNI_TARGET "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
+TARGET(VNNI_TARGET)
 
 #define LEAST_EXPONENT 34 /* of a group, as a float has it: units are normal numbers, a 16th too */
 
@@ -35,13 +36,27 @@ typedef struct {
     float unit[16], least[16];
 } TokenBlock;
 
-/* The same of sixteen tokens: a tile A for each group and four tokens. Tiles take sixteen times the
- * weights, so units are a sixteenth. */
-typedef struct {
-    ALIGNED int32_t digit[16][4][4][4][8]; /* [group][tile][token][digit][word] */
-    float unit[16][TILE], least[16][TILE];
-    ALIGNED int doubtful; /* whether any `least` is above 0 */
-} TilesBlock;
+/* 16x16 words, transposed: words, then pairs, then quarters of vectors are interleaved. */
+INLINE void transpose16(__m512i w[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(w[i], w[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(w[i], w[i + 1]);
+    }
+    for (int i = 0; i < 16; i += i % 2 ? 3 : 1) {
+        int to = i / 4 * 4 + i % 2 * 2;
+        w[to] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        w[to + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    }
+    for (int i = 0; i < 16; i += i % 4 == 3 ? 5 : 1) {
+        t[i] = _mm512_shuffle_i32x4(w[i], w[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(w[i], w[i + 4], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        w[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        w[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
 
 /* 4x4 bytes, transposed in every lane: byte i of v[j] becomes byte j of v[i]. */
 INLINE void turn_bytes(__m512i v[4]) {
@@ -106,21 +121,6 @@ static int integers_of_block(const Job *job, const float *x, long b, TokenBlock 
     _mm512_store_ps(block->unit, unit);
     _mm512_store_ps(block->least, _mm512_maskz_mov_ps(far, least));
     return far != 0;
-}
-
-/* Make a block of one token the t-th of the tiles. */
-static void put_in_tiles(const TokenBlock *block, TilesBlock *tiles, long t) {
-    for (int d = 0; d < 4; d += 2) {
-        __m512i w[16];
-        for (int i = 0; i < 16; i++) w[i] = _mm512_load_si512(block->digit[i % 8][d + i / 8]);
-        transpose16(w);
-        for (int l = 0; l < 16; l++)
-            _mm512_store_si512(tiles->digit[GROUP_OF(l)][t / 4][t % 4][d], w[l]);
-    }
-    for (int l = 0; l < 16; l++) {
-        tiles->unit[GROUP_OF(l)][t] = block->unit[l] / 16;
-        tiles->least[GROUP_OF(l)][t] = block->least[l] * 16;
-    }
 }
 
 /* The sum of a group, in units, from those of its digits. */

@@ -55,7 +55,7 @@ FORMATS = {"Int4": 0, "Fp8": 1, "Bf16": 2, "F32": 3}
 
 
 def use_path(name):
-    """Choose the instruction set by name (amx, avx512, avx2, neon, portable), None for the fastest.
+    """Choose amx, vnni, avx512, avx2, neon or portable by name; None for the fastest there is.
 
     Raises: ValueError when this machine, or this build, cannot run it.
     """

@@ -19,12 +19,18 @@
 #define TILE_ROWS 4
 #endif
 #define PARTS (16 / WIDTH)
+/* IN_REGISTER: a value that is loaded once, not folded into each operation. FETCH: ask for bytes, into
+ * the second cache (the activations of one token fill the first), wherever they are: there may be
+ * none. Trap: GCC moves its own prefetches, all of a block to one place. */
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
+#define FETCH(at) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(at)))
 #elif defined(__aarch64__)
 #define IN_REGISTER(v) __asm__("" : "+w"(v))
+#define FETCH(at) __builtin_prefetch((const void *)(at), 0, 2)
 #else
 #define IN_REGISTER(v) (void)0
+#define FETCH(at) __builtin_prefetch((const void *)(at), 0, 2)
 #endif
 
 typedef float NAME(vf) __attribute__((vector_size(4 * WIDTH)));

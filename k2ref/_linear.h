@@ -76,73 +76,63 @@ INLINE void NAME(load_words)(int format, const char *block, int p, vi words[4]) 
     NAME(transpose4)(words);
 }
 
-/* Where one token's product stands: the block of which row comes next, and the row's sum so far. */
-typedef struct {
-    const char *block, *scale; /* scale: of the row */
-    long row, b;
-    v16 total;
-} NAME(Place);
-
-/* The sums of N blocks, one after the other in memory: independent, so that they hide each other's
- * latency, and read ahead of need, since one stream of misses is all that the hardware keeps full.
- * `format`, `n_vectors` and `N` are constants at every call, so each format is its own loop. */
-INLINE void NAME(dot_blocks)(const Job *job, int format, int n_vectors, int N, NAME(Place) *at) {
+/* R rows (one or two) of one token: both share what is loaded of x, and their sums hide each other's
+ * latency. Their bytes are fetched as they lie, one row after the other, ahead of need. `format`,
+ * `n_vectors` and `R` are constants at every call, so each format is its own loop. */
+INLINE void NAME(dot_group)(const Job *job, int format, int n_vectors, int R, long row) {
     const long step = 16 * n_vectors * BITS[format] / 8;
-    const float *x[2];
-    v16 sums[2] = {{{{0}}}};
-#pragma GCC unroll 2
-    for (long n = 0, b = at->b; n < N; n++) { /* the end of a row is followed by the next */
-        x[n] = job->arranged + 16 * n_vectors * b;
-        b = b + 1 < job->n_blocks ? b + 1 : 0;
+    const char *block[2], *scale[2];
+    NAME(Last) last[2];
+    v16 total[2] = {{{{0}}}};
+    for (int r = 0; r < R; r++) {
+        block[r] = job->weight + (row + r) * job->row_bytes;
+        scale[r] = row_scale(job, row + r);
     }
-    EACH_PART {
-        vi words[2][4];
+    /* Not a pointer: it may be past the end of the weights. */
+    uintptr_t ahead = (uintptr_t)block[0] + (R - 1) * job->row_bytes + AHEAD;
+    for (long b = 0; b < job->n_blocks; b++, ahead += R * step) {
+        const float *x = job->arranged + 16 * n_vectors * b;
+        v16 sums[2] = {{{{0}}}};
+        for (int r = 0; r < R && (b + 1) * step > job->row_bytes; r++) { /* a short last block */
+            NAME(pad_last)(job, job->weight + (row + r) * job->row_bytes, scale[r], &last[r]);
+            block[r] = last[r].block;
+            if (format == INT4) scale[r] = (char *)last[r].scale - 32 * b;
+        }
+        EACH_PART {
+            vi words[2][4];
 #pragma GCC unroll 2
-        for (int n = 0; n < N; n++) NAME(load_words)(format, at->block + n * step, p, words[n]);
+            for (int r = 0; r < R; r++) NAME(load_words)(format, block[r], p, words[r]);
 #pragma GCC unroll 32
-        for (int v = 0; v < n_vectors; v++)
+            for (int v = 0; v < n_vectors; v++) {
+                vf xs = NAME(load)(x + 16 * v + WIDTH * p);
+                IN_REGISTER(xs);
 #pragma GCC unroll 2
-            for (int n = 0; n < N; n++)
-                sums[n].part[p] =
-                    NAME(fma)(NAME(weights)(format, at->block + n * step, words[n], v, p),
-                              NAME(load)(x[n] + 16 * v + WIDTH * p), sums[n].part[p]);
-    }
-    for (long i = 0; i < N * step; i += 64) /* not a pointer: it may be past the end of the weights */
-        __builtin_prefetch((void *)((uintptr_t)at->block + AHEAD + i), 0, 3);
+                for (int r = 0; r < R; r++) {
+                    if (p == 0 && v * step / n_vectors % 64 == 0)
+                        FETCH(ahead + v * R * step / n_vectors + 64 * r);
+                    sums[r].part[p] = NAME(fma)(NAME(weights)(format, block[r], words[r], v, p), xs,
+                                                sums[r].part[p]);
+                }
+            }
+        }
 #pragma GCC unroll 2
-    for (int n = 0; n < N; n++) {
-        v16 by = NAME(scales)(format, at->scale, at->b);
-        EACH_PART at->total.part[p] = NAME(fma)(sums[n].part[p], by.part[p], at->total.part[p]);
-        if (++at->b == job->n_blocks) {
-            ALIGNED float lanes[16];
-            EACH_PART NAME(store)(lanes + WIDTH * p, at->total.part[p]);
-            job->y[at->row++] = NAME(add_lanes)(lanes);
-            at->b = 0, at->scale = row_scale(job, at->row), at->total = (v16){{{0}}};
+        for (int r = 0; r < R; r++) {
+            v16 by = NAME(scales)(format, scale[r], b);
+            EACH_PART total[r].part[p] = NAME(fma)(sums[r].part[p], by.part[p], total[r].part[p]);
+            block[r] += step;
         }
     }
-    at->block += N * step;
+    for (int r = 0; r < R; r++) {
+        ALIGNED float lanes[16];
+        EACH_PART NAME(store)(lanes + WIDTH * p, total[r].part[p]);
+        job->y[row + r] = NAME(add_lanes)(lanes);
+    }
 }
 
-/* n outputs for one token, two blocks at a time. */
+/* n outputs for one token. */
 INLINE void NAME(dot_rows)(const Job *job, int format, int n_vectors, long first, long n) {
-    const long step = 16 * n_vectors * BITS[format] / 8;
-    NAME(Place) at = {job->weight + first * job->row_bytes, row_scale(job, first), first, 0, {{{0}}}};
-    if (job->row_bytes % step == 0) {
-        long left = n * job->n_blocks;
-        for (; left >= 2; left -= 2) NAME(dot_blocks)(job, format, n_vectors, 2, &at);
-        if (left) NAME(dot_blocks)(job, format, n_vectors, 1, &at);
-        return;
-    }
-    for (long r = first; r < first + n; r++) { /* rows whose last block is short */
-        const char *row = job->weight + r * job->row_bytes;
-        NAME(Last) last;
-        at.block = row;
-        while (at.b < job->n_blocks - 1) NAME(dot_blocks)(job, format, n_vectors, 1, &at);
-        NAME(pad_last)(job, row, at.scale, &last);
-        at.block = last.block;
-        if (format == INT4) at.scale = (char *)last.scale - 32 * at.b;
-        NAME(dot_blocks)(job, format, n_vectors, 1, &at);
-    }
+    for (; n >= 2; n -= 2, first += 2) NAME(dot_group)(job, format, n_vectors, 2, first);
+    if (n > 0) NAME(dot_group)(job, format, n_vectors, 1, first);
 }
 
 /* Add one block's products for TILE_ROWS rows and M tokens to their totals [row][token][lane], or
@@ -161,7 +151,7 @@ INLINE void NAME(tile)(int M, int n_vectors, const float *w, const float *scale,
 #pragma GCC unroll 8
             for (int r = 0; r < TILE_ROWS; r++) {
                 vf wv = NAME(load)(w + (r * n_vectors + v) * 16 + WIDTH * p);
-                IN_REGISTER(wv); /* one load for all tokens, not one folded into each product */
+                IN_REGISTER(wv); /* one load for all tokens */
 #pragma GCC unroll 3
                 for (int m = 0; m < M; m++) sum[r][m] = NAME(fma)(wv, xs[m], sum[r][m]);
             }

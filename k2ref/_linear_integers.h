@@ -1,4 +1,4 @@
-/* y = W x in integers, for INT4 weights (_integers.h): by VNNI for one token, by tiles for many.
+/* y = W x in integers, for INT4 weights (_integers.h), by VNNI; path `vnni` is this and AVX-512.
  *
  * The order of every sum: a group's sum is that of _integers.h times its unit, which is exact. From
  * there on all is as in _linear.h: lane l of a block of 512 columns has group GROUP_OF(l), whose
@@ -6,69 +6,50 @@
  * added pairwise. A row in doubt is then computed again, as the AVX-512 path does it.
  */
 
-TARGET(TILES_TARGET)
+TARGET(VNNI_TARGET)
 
-#define FEW 3 /* tokens that go one by one: unpacking weights for tiles would take longer */
-/* Bytes fetched ahead of need, for few tokens: into the second cache, the first is full of digits.
- * As builtins, which the compiler may move, they bring 84 % of the read limit and not 91. */
+#define FEW 3     /* tokens that memory keeps waiting, not arithmetic */
+#define MANY 64   /* tokens whose digits stay in the second cache while rows go by */
+#define BATCH 32  /* rows that do so for many tokens, and as many as a word has bits */
+#define TOGETHER 4 /* rows whose sums are in registers: 16 of 32 */
+/* Bytes fetched ahead of need, for few tokens: into the second cache, the first is full of digits. */
 #define INTEGERS_AHEAD 8192
-#define FETCH(at) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(at)))
-#define STRIPS 4       /* of sixteen rows, and */
-#define TOKEN_TILES 4  /* of sixteen tokens: what is multiplied together */
 
-/* What is in job->arranged: [token][block] or [16 tokens][block], then floats [token]. */
-INLINE TokenBlock *token_blocks(const Job *job, long t) {
-    return (TokenBlock *)job->arranged + t * job->n_blocks;
-}
-INLINE TilesBlock *tiles_blocks(const Job *job, long t) {
-    return (TilesBlock *)job->arranged + t / TILE * job->n_blocks;
+/* What is in job->arranged: [block][token], then floats [token] for rows in doubt. */
+INLINE TokenBlock *token_blocks(const Job *job, long t, long b) {
+    return (TokenBlock *)job->arranged + b * job->T + t;
 }
 
-INLINE long integer_floats(const Job *job) {
-    long n_bytes = job->T * job->n_blocks * sizeof(TokenBlock);
-    if (job->T > FEW) n_bytes = (job->T + TILE - 1) / TILE * job->n_blocks * sizeof(TilesBlock);
-    return n_bytes / sizeof(float);
+INLINE long token_floats(const Job *job) {
+    return job->T * job->n_blocks * (sizeof(TokenBlock) / sizeof(float));
 }
 
 static long arranged_floats_integers(const Job *job) {
-    return integer_floats(job) + arranged_floats_avx512(job);
+    return token_floats(job) + arranged_floats_avx512(job);
 }
 
-/* The job of token t in floats: what is arranged for those with a block in doubt. */
-INLINE Job in_floats(const Job *job, long t) {
+/* The job of token t in floats: what is arranged for those with a block in doubt, after `before`
+ * floats of digits. */
+INLINE Job in_floats(const Job *job, long before, long t) {
     Job one = *job;
     one.x += t * job->x_stride, one.y += t * job->y_stride, one.T = 1;
-    one.arranged += integer_floats(job) + t * job->n_blocks * job->block;
+    one.arranged += before + t * job->n_blocks * job->block;
     return one;
 }
 
-/* Compute again those of 16 rows of token t that are in doubt. */
-static void in_floats_again(const Job *job, long t, long row, unsigned rows) {
-    for (Job one = in_floats(job, t); rows; row++, rows >>= 1)
-        if (rows & 1) dot_rows_avx512(&one, INT4, 32, row, 1);
+/* Compute again those of n rows (n <= 32) of token t that are in doubt, a bit each. */
+static void in_floats_again(const Job *job, long before, long t, long row, long n, uint32_t doubt) {
+    const Job one = in_floats(job, before, t);
+    for (long r = 0; r < n; r++)
+        if (doubt >> r & 1) dot_rows_avx512(&one, INT4, 32, row + r, 1);
 }
 
-/* Sixteen tokens, from t on, or as many as there are. */
 static void arrange_integers(const Job *job, long t) {
-    if (t % TILE) return; /* done with the first of its tile */
-    const long n = job->T - t < TILE ? job->T - t : TILE;
-    int doubts[TILE] = {0};
-    for (long b = 0; b < job->n_blocks; b++) {
-        TilesBlock *tiles = &tiles_blocks(job, t)[b];
-        if (job->T > FEW) tiles->doubtful = 0;
-        for (long i = 0; i < n; i++) {
-            TokenBlock block, *to = job->T > FEW ? &block : &token_blocks(job, t + i)[b];
-            int doubt = integers_of_block(job, job->x + (t + i) * job->x_stride, b, to);
-            doubts[i] |= doubt;
-            if (job->T <= FEW) continue;
-            put_in_tiles(to, tiles, i);
-            tiles->doubtful |= doubt;
-        }
-    }
-    for (long i = 0; i < n; i++) {
-        Job one = in_floats(job, t + i);
-        if (doubts[i]) arrange_avx512(&one, 0);
-    }
+    int doubtful = 0;
+    for (long b = 0; b < job->n_blocks; b++)
+        doubtful |= integers_of_block(job, job->x + t * job->x_stride, b, token_blocks(job, t, b));
+    Job one = in_floats(job, token_floats(job), t);
+    if (doubtful) arrange_avx512(&one, 0);
 }
 
 /* Where block b of a row and its scales lie; the last, if it is short, is copied and padded. */
@@ -81,204 +62,142 @@ INLINE void find_block(const Job *job, long row, long b, const char **block, con
     *block = last->block, *scales = (char *)last->scale;
 }
 
-/* Two rows of one token: they share what is loaded of x. The nibbles of a word become two words of
- * bytes, and each meets four words of digits. Returns which of the two are in doubt. */
-INLINE unsigned dot_pair(const Job *job, const TokenBlock *x, long row, long other,
-                         float (*lanes)[16]) {
-    const __m512i low = _mm512_set1_epi8(15);
-    uintptr_t ahead = (uintptr_t)job->weight + row * job->row_bytes + INTEGERS_AHEAD;
-    uintptr_t scales_ahead = (uintptr_t)row_scale(job, row) + INTEGERS_AHEAD / 8;
-    __m512 total[2] = {{0}}, worst[2] = {{0}};
-    for (long b = 0; b < job->n_blocks; b++, x++, ahead += 512, scales_ahead += 64) {
-        vi_avx512 words[2][4];
-        __m512i sum[2][4];
-        __m512 by[2];
-#pragma GCC unroll 2
-        for (int r = 0; r < 2; r++) {
-            const char *block, *scales;
-            Last_avx512 last;
-            find_block(job, r ? other : row, b, &block, &scales, &last);
-            by[r] = scales_avx512(INT4, scales, 0).part[0];
-            load_words_avx512(INT4, block, 0, words[r]);
+/* The lower or the upper nibbles of a word, a byte each, from 0 to 15. */
+INLINE __m512i nibbles_of(__m512i word, int upper) {
+    return _mm512_and_si512(upper ? _mm512_srli_epi16(word, 4) : word, _mm512_set1_epi8(15));
+}
+
+/* Add to each lane of a sum the products of four bytes, from 0 to 255, with four digits. Not by the
+ * intrinsic: GCC 12 copies every sum to another register and back. */
+INLINE void add_bytes(__m512i *sum, __m512i bytes, __m512i digits) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(bytes), "v"(digits));
+}
+
+/* Block b of some rows: words as the checkpoint has them for few tokens, which unpack them as they
+ * go; bytes for many. A lane is a group. */
+typedef struct {
+    __m512i word[8][TOGETHER];
+    __m512 scale[TOGETHER];
+} RowsBlock;
+
+/* Rows from `row` on; after the last, that one again. Meanwhile a block of each row is fetched from
+ * `ahead`, `gap` bytes from row to row. */
+INLINE void load_rows(const Job *job, long row, long last_row, long b, int few, uintptr_t ahead,
+                      long gap, RowsBlock *rows) {
 #pragma GCC unroll 4
-            for (int d = 0; d < 4; d++) sum[r][d] = _mm512_load_si512(x->start[d]);
-        }
-        FETCH(scales_ahead);
+    for (long r = 0; r < TOGETHER; r++) {
+        const char *block, *scales;
+        Last_avx512 last;
+        vi_avx512 words[4];
+        find_block(job, row + r < last_row ? row + r : last_row, b, &block, &scales, &last);
+        for (int i = 0; i < 4; i++) FETCH(ahead + r * gap + 64 * i);
+        load_words_avx512(INT4, block, 0, words);
 #pragma GCC unroll 8
         for (int w = 0; w < 8; w++) {
-            __m512i nibbles[2];
-            FETCH(ahead + 64 * w);
+            if (!few) rows->word[w][r] = nibbles_of((__m512i)words[w / 2], w % 2);
+            else if (w < 4) rows->word[w][r] = (__m512i)words[w];
+        }
+        rows->scale[r] = scales_avx512(INT4, scales, 0).part[0];
+    }
+}
+
+/* Add the sums of a token and these rows to their totals, `stride` vectors from row to row; at the
+ * first block, begin them. Returns the rows in doubt. */
+INLINE uint32_t add_products(const RowsBlock *rows, const TokenBlock *x, int few, __m512 *totals,
+                             long stride, __mmask16 begun) {
+    __m512i sum[TOGETHER][4];
+#pragma GCC unroll 4
+    for (int d = 0; d < 4; d++)
+#pragma GCC unroll 4
+        for (int r = 0; r < TOGETHER; r++) sum[r][d] = _mm512_load_si512(x->start[d]);
+#pragma GCC unroll 1
+    for (int w = 0; w < 8; w += 2) /* a loop: unrolled, the sums would not stay in registers */
 #pragma GCC unroll 2
-            for (int r = 0; r < 2; r++) {
-                __m512i v = (__m512i)words[r][w / 2];
-                nibbles[r] = _mm512_and_si512(w % 2 ? _mm512_srli_epi16(v, 4) : v, low);
-            }
+        for (int upper = 0; upper < 2; upper++) {
+            __m512i bytes[TOGETHER];
+#pragma GCC unroll 4
+            for (int r = 0; r < TOGETHER; r++)
+                bytes[r] = few ? nibbles_of(rows->word[w / 2][r], upper) : rows->word[w + upper][r];
 #pragma GCC unroll 4
             for (int d = 0; d < 4; d++) {
-                __m512i digits = _mm512_load_si512(x->digit[w][d]);
-                IN_REGISTER(digits); /* one load for both rows */
-                sum[0][d] = _mm512_dpbusd_epi32(sum[0][d], nibbles[0], digits);
-                sum[1][d] = _mm512_dpbusd_epi32(sum[1][d], nibbles[1], digits);
-            }
-        }
-        const __m512 unit = _mm512_load_ps(x->unit), least = _mm512_load_ps(x->least);
-#pragma GCC unroll 2
-        for (int r = 0; r < 2; r++) {
-            __m512 s = group_sum(sum[r]);
-            worst[r] = _mm512_min_ps(worst[r], above(s, least));
-            total[r] = _mm512_fmadd_ps(_mm512_mul_ps(s, unit), by[r], total[r]);
-        }
-    }
-    _mm512_store_ps(lanes[0], total[0]), _mm512_store_ps(lanes[1], total[1]);
-    return !!in_doubt(worst[0]) + 2 * !!in_doubt(worst[1]);
-}
-
-/* n rows of few tokens, eight at a time; the last one stands in for those that are not there. */
-static void dot_integers(const Job *job, long first, long n) {
-    ALIGNED float lanes[8][16] = {{0}};
-    for (long r = 0, last = first + n - 1; r < n; r += 8)
-        for (long t = 0; t < job->T; t++) {
-            const long m = n - r < 8 ? n - r : 8;
-            unsigned doubt = 0;
-            float y[8];
-            for (long i = 0; i < m; i += 2) {
-                long row = first + r + i, other = row < last ? row + 1 : last;
-                doubt |= dot_pair(job, token_blocks(job, t), row, other, lanes + i) << i;
-            }
-            add_lanes8_avx512(lanes[0], 16, y);
-            memcpy(job->y + t * job->y_stride + first + r, y, m * sizeof *y);
-            in_floats_again(job, t, first + r, doubt & ((1u << m) - 1));
-        }
-}
-
-/* Block b of sixteen rows: for each group a tile B, and scales. */
-typedef struct {
-    ALIGNED int32_t weight[16][8][16]; /* [group][word][row]; sixteen times the weights */
-    float scale[16][16];               /* [group][row] */
-} StripBlock;
-
-/* Rows row..row+n; beyond them, the last of them again. */
-static void unpack_strip(const Job *job, long row, long n, long b, StripBlock *strip) {
-    const __m512i flip = _mm512_set1_epi8((char)0x80), upper = _mm512_set1_epi8((char)0xf0);
-    const char *block[16], *scales[16];
-    Last_avx512 last[16];
-    __m512i w[16];
-    for (long r = 0; r < 16; r++)
-        find_block(job, row + (r < n ? r : n - 1), b, &block[r], &scales[r], &last[r]);
-    for (int i = 0; i < 4; i++) {
-        for (int r = 0; r < 16; r++) {
-            w[r] = _mm512_loadu_si512(block[r] + 64 * i);
-            __builtin_prefetch((void *)((uintptr_t)block[r] + 256 + 64 * i), 0, 2);
-        }
-        transpose16(w);
-        for (int j = 0; j < 16; j++) { /* flip the top bit of a nibble: two's complement */
-            int32_t (*to)[16] = &strip->weight[4 * i + j / 4][j % 4 * 2];
-            __m512i even = _mm512_slli_epi32(w[j], 4);
-            _mm512_store_si512(to[0], _mm512_and_si512(_mm512_xor_si512(even, flip), upper));
-            _mm512_store_si512(to[1], _mm512_and_si512(_mm512_xor_si512(w[j], flip), upper));
-        }
-    }
-    for (int r = 0; r < 16; r++)
-        w[r] = _mm512_slli_epi32(
-            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)scales[r])), 16);
-    transpose16(w);
-    for (int g = 0; g < 16; g++) _mm512_store_si512(strip->scale[g], w[g]);
-}
-
-/* Add the sums of group g to the totals [token][row]; at the first block, begin them. Rows in doubt
- * are noted for each token, if `check`. */
-INLINE void add_group(const StripBlock *strip, const TilesBlock *x, int g, long n, int check,
-                      int32_t (*sums)[4][16], float (*totals)[16], __mmask16 begun,
-                      uint16_t *doubt) {
-    const __m512 scale = _mm512_load_ps(strip->scale[g]);
+                __m512i digits = _mm512_load_si512(x->digit[w + upper][d]);
+                IN_REGISTER(digits); /* one load for all rows */
 #pragma GCC unroll 4
-    for (long t = 0; t < n; t++) {
-        __m512i digit[4];
-#pragma GCC unroll 4
-        for (int d = 0; d < 4; d++) digit[d] = _mm512_load_si512(sums[t][d]);
-        __m512 sum = group_sum(digit), total = _mm512_maskz_load_ps(begun, totals[t]);
-        if (check) doubt[t] |= in_doubt(above(sum, _mm512_set1_ps(x->least[g][t])));
-        sum = _mm512_mul_ps(sum, _mm512_set1_ps(x->unit[g][t]));
-        _mm512_store_ps(totals[t], _mm512_fmadd_ps(sum, scale, total));
-    }
-}
-
-/* Tiles 0 to 3 hold sums, four tokens each, 6 weights, 7 activations. */
-INLINE void integer_shapes(void) {
-    TileShapes shapes = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        shapes.row_bytes[i] = i == 7 ? 32 : 64;
-        shapes.rows[i] = i == 6 ? 8 : TILE;
-    }
-    shape_tiles(&shapes);
-}
-
-/* A block of sixteen rows and n tokens. The sums of a group are added while the tiles are at the
- * next one's. */
-INLINE void multiply_groups(const StripBlock *strip, const TilesBlock *x, long n, long n_groups,
-                            int check, float (*totals)[TILE][16], __mmask16 begun,
-                            uint16_t *doubt) {
-    ALIGNED int32_t sums[TILE][4][16]; /* [token][digit][row] */
-    for (long g = 0; g <= n_groups; g++) {
-        if (g < n_groups) TILE_LOAD(6, strip->weight[g], 64);
-#define FOUR_TOKENS(i) if (4 * i < n) { \
-        if (g > 0) TILE_STORE(sums[4 * i], 64, i); \
-        if (g < n_groups) { \
-            TILE_LOAD(7, x->digit[g][i], 32); \
-            TILE_ZERO(i); \
-            TILE_MULTIPLY_BYTES(i, 7, 6); \
-        } \
-    }
-        FOUR_TOKENS(0) FOUR_TOKENS(1) FOUR_TOKENS(2) FOUR_TOKENS(3)
-        if (g > 0)
-            add_group(strip, x, g - 1, n, check, sums, totals[GROUP_OF(g - 1)], begun, doubt);
-    }
-}
-
-/* n rows (n <= 16 STRIPS) of at most 16 TOKEN_TILES tokens from t0 on. */
-static void multiply_integers(const Job *job, long t0, long first, long n) {
-    ALIGNED float totals[STRIPS][TOKEN_TILES][16][TILE][16]; /* [..][..][lane][token][row] */
-    uint16_t doubt[STRIPS][TOKEN_TILES * TILE] = {{0}}; /* [..][token]: rows */
-    StripBlock strip;
-    const long end = job->T - t0 < TOKEN_TILES * TILE ? job->T : t0 + TOKEN_TILES * TILE;
-    if (job->columns < 512) memset(totals, 0, sizeof totals); /* some lanes have no group */
-    for (long b = 0; b < job->n_blocks; b++) {
-        long left = job->columns / 32 - 16 * b, n_groups = left < 16 ? left : 16;
-        for (long r = 0; r < n; r += 16) {
-            unpack_strip(job, first + r, n - r < 16 ? n - r : 16, b, &strip);
-            for (long t = t0; t < end; t += TILE) {
-                long m = end - t < TILE ? end - t : TILE;
-                const TilesBlock *x = &tiles_blocks(job, t)[b];
-                float (*to)[TILE][16] = totals[r / 16][(t - t0) / TILE];
-                uint16_t *doubt_of = &doubt[r / 16][t - t0];
-                if (x->doubtful)
-                    multiply_groups(&strip, x, m, n_groups, 1, to, b ? 0xffff : 0, doubt_of);
-                else multiply_groups(&strip, x, m, n_groups, 0, to, b ? 0xffff : 0, doubt_of);
+                for (int r = 0; r < TOGETHER; r++) add_bytes(&sum[r][d], bytes[r], digits);
             }
         }
+    const __m512 unit = _mm512_load_ps(x->unit), least = _mm512_load_ps(x->least);
+    const int may_doubt = _mm512_cmp_ps_mask(least, _mm512_setzero_ps(), _CMP_GT_OQ);
+    uint32_t doubt = 0;
+#pragma GCC unroll 4
+    for (int r = 0; r < TOGETHER; r++) {
+        __m512 s = group_sum(sum[r]), total = _mm512_maskz_load_ps(begun, totals + r * stride);
+        if (may_doubt) doubt |= (uint32_t)!!in_doubt(above(s, least)) << r;
+        totals[r * stride] = _mm512_fmadd_ps(_mm512_mul_ps(s, unit), rows->scale[r], total);
     }
-    for (long t = t0; t < end; t++)
-        for (long r = 0; r < n; r += 16) {
-            float (*lanes)[TILE][16] = totals[r / 16][(t - t0) / TILE];
-            __m512 s[8]; /* as add_lanes adds them, for sixteen rows at once */
-            for (int l = 0; l < 8; l++)
-                s[l] = _mm512_add_ps(_mm512_load_ps(lanes[l][t % TILE]),
-                                     _mm512_load_ps(lanes[l + 8][t % TILE]));
-            for (int l = 0; l < 4; l++) s[l] = _mm512_add_ps(s[l], s[l + 4]);
-            s[0] = _mm512_add_ps(_mm512_add_ps(s[0], s[2]), _mm512_add_ps(s[1], s[3]));
-            const __mmask16 exist = n - r < 16 ? (1 << (n - r)) - 1 : 0xffff;
-            _mm512_mask_storeu_ps(job->y + t * job->y_stride + first + r, exist, s[0]);
-            in_floats_again(job, t, first + r, doubt[r / 16][t - t0] & exist);
+    return doubt;
+}
+
+/* n rows (n <= BATCH) of at most MANY tokens from t0 on. What is fetched ahead are, for few tokens,
+ * the weights and scales as they lie, one row after the other, and else each row's next block. */
+INLINE void multiply_integers(const Job *job, long t0, long first, long n, int few) {
+    __m512 totals[BATCH * (MANY + 1)]; /* Trap: 4 KB from row to row, loads would wait for stores */
+    uint32_t doubt[MANY] = {0};
+    const long T = job->T - t0 < MANY ? job->T - t0 : MANY, stride = (few ? FEW : MANY) + 1;
+    const uintptr_t weight = (uintptr_t)job->weight + first * job->row_bytes;
+    uintptr_t ahead = weight + (TOGETHER - 1) * job->row_bytes + INTEGERS_AHEAD;
+    uintptr_t scales = (uintptr_t)row_scale(job, first + TOGETHER - 1) + INTEGERS_AHEAD / 8;
+    for (long b = 0; b < job->n_blocks; b++, ahead += TOGETHER * 256, scales += TOGETHER * 32)
+        for (long r = 0; r < n; r += TOGETHER) {
+            const long row = first + r, last_row = first + n - 1;
+            RowsBlock rows;
+            for (long i = 0; few && i < TOGETHER * 32; i += 64) FETCH(scales + i);
+            if (few) load_rows(job, row, last_row, b, 1, ahead, 256, &rows);
+            else load_rows(job, row, last_row, b, 0, weight + r * job->row_bytes + (b + 1) * 256,
+                           job->row_bytes, &rows);
+            for (long t = 0; t < T; t++)
+                doubt[t] |= add_products(&rows, token_blocks(job, t0 + t, b), few,
+                                         totals + r * stride + t, stride, b ? 0xffff : 0) << r;
         }
+    for (long t = 0; t < T; t++) {
+        float y[BATCH];
+        for (long r = 0; r < n; r += 4)
+            add_lanes4_avx512((float *)(totals + r * stride + t), 16 * stride, y + r);
+        memcpy(job->y + (t0 + t) * job->y_stride + first, y, n * sizeof *y);
+        if (doubt[t]) in_floats_again(job, token_floats(job), t0 + t, first, n, doubt[t]);
+    }
 }
 
 static void linear_rows_integers(const Job *job, long first, long n) {
-    if (job->T <= FEW) { dot_integers(job, first, n); return; }
-    integer_shapes();
-    for (long t = 0; t < job->T; t += TOKEN_TILES * TILE)
-        for (long r = 0; r < n; r += 16 * STRIPS)
-            multiply_integers(job, t, first + r, n - r < 16 * STRIPS ? n - r : 16 * STRIPS);
-    tiles_end();
+    const int few = job->T <= FEW;
+    const long batch = few ? TOGETHER : BATCH;
+    for (long t = 0; t < job->T; t += MANY)
+        for (long r = 0, m; r < n; r += m) {
+            m = n - r < batch ? n - r : batch;
+            if (few) multiply_integers(job, t, first + r, m, 1);
+            else multiply_integers(job, t, first + r, m, 0);
+        }
 }
 
 TARGET_END
+
+static long arranged_floats_vnni(const Job *job) {
+    return job->format == INT4 ? arranged_floats_integers(job) : arranged_floats_avx512(job);
+}
+
+static void arrange_vnni(const Job *job, long t) {
+    if (job->format == INT4) arrange_integers(job, t);
+    else arrange_avx512(job, t);
+}
+
+static void linear_rows_vnni(const Job *job, long first, long n) {
+    if (job->format == INT4) linear_rows_integers(job, first, n);
+    else linear_rows_avx512(job, first, n);
+}
+
+/* What _paths.h calls. */
+static const Path path_vnni = {
+    "vnni", arranged_floats_vnni, arrange_vnni, linear_rows_vnni, linear_columns_avx512,
+    span_floats_avx512, attend_span_avx512, attend_merge_avx512, attend_finish_avx512,
+    silu_mul_avx512, rms_norm_row_avx512, fma_rounds_avx512, read_bytes_avx512, 12 * 16, BATCH,
+};

@@ -23,7 +23,7 @@ INLINE long steps_of(const Job *job) { return (job->columns + STEP_COLUMNS - 1) 
 
 /* [step][pair of columns][three terms, 0], or [16 tokens][step][term][pair of columns][token]. */
 static long arranged_floats_amx(const Job *job) {
-    if (job->format == INT4) return arranged_floats_integers(job);
+    if (job->format == INT4) return arranged_floats_tiles(job);
     if (job->format != BF16) return arranged_floats_avx512(job);
     long step_floats = job->T == 1 ? TILE * 4 : 3 * TILE * TILE;
     return (job->T + TILE - 1) / TILE * steps_of(job) * step_floats;
@@ -60,7 +60,7 @@ INLINE void turn(const char *rows, long stride, __m512i words[4]) {
 
 /* The terms of sixteen tokens, from t on; of one alone if there is no other. */
 static void arrange_amx(const Job *job, long t) {
-    if (job->format == INT4) { arrange_integers(job, t); return; }
+    if (job->format == INT4) { arrange_tiles(job, t); return; }
     if (job->format != BF16) { arrange_avx512(job, t); return; }
     if (t % TILE) return; /* done with the first of its tile */
     ALIGNED char tokens[3][TILE][64];
@@ -210,7 +210,7 @@ INLINE void multiply_strips(const Job *job, long t0, long first, long n) {
 }
 
 static void linear_rows_amx(const Job *job, long first, long n) {
-    if (job->format == INT4) { linear_rows_integers(job, first, n); return; }
+    if (job->format == INT4) { linear_rows_tiles(job, first, n); return; }
     if (job->format != BF16) { linear_rows_avx512(job, first, n); return; }
     for (long t = 0; t < job->T && job->T > 1; t += MANY_TOKENS)
         for (long r = 0; r < n; r += MANY_ROWS)

@@ -47,28 +47,6 @@ INLINE void split_rows(Rows rows, int first, int last, char *tiles, const char *
     }
 }
 
-/* 16x16 words, transposed: words, then pairs, then quarters of vectors are interleaved. */
-INLINE void transpose16(__m512i w[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(w[i], w[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(w[i], w[i + 1]);
-    }
-    for (int i = 0; i < 16; i += i % 2 ? 3 : 1) {
-        int to = i / 4 * 4 + i % 2 * 2;
-        w[to] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        w[to + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    }
-    for (int i = 0; i < 16; i += i % 4 == 3 ? 5 : 1) {
-        t[i] = _mm512_shuffle_i32x4(w[i], w[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(w[i], w[i + 4], 0xdd);
-    }
-    for (int i = 0; i < 8; i++) {
-        w[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        w[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
-
 /* A tile of each term from the columns of the rows: its row l holds lane l of all of them. */
 static void split_columns(Rows rows, char *tiles) {
     __m512i term[TERMS][16], pair[TERMS];

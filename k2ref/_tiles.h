@@ -23,12 +23,12 @@ typedef struct { /* what LDTILECFG reads */
     uint8_t rows[16];
 } TileShapes;
 
-/* Whether the processor has tiles of BF16 and of bytes, and VNNI, and the system lets this process
+/* Whether the processor has tiles of BF16 and of bytes, and the system lets this process
  * use them: the state of tiles is large (8 KB a thread), so Linux wants to be asked. */
 static int tiles_allowed(void) {
-    unsigned a, b, c = 0, d = 0, bf16_tile_bytes = 1 << 22 | 1 << 24 | 1 << 25, vnni = 1 << 11;
+    unsigned a, b, c, d = 0, bf16_tile_bytes = 1 << 22 | 1 << 24 | 1 << 25;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    if ((d & bf16_tile_bytes) != bf16_tile_bytes || !(c & vnni)) return 0;
+    if ((d & bf16_tile_bytes) != bf16_tile_bytes) return 0;
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
 }
 

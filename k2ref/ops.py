@@ -3,9 +3,9 @@
 Everything that multiplies by a weight goes through `linear` (or `linear_many`, several products in
 one parallel region). They call the compiled kernels where there are any, and otherwise the plain
 NumPy twins that stand beside them. `K2REF_KERNELS` chooses: `numpy`, or one of the kernels' paths
-(`amx`, `avx512`, `avx2`, `neon`, `portable`). In the kernels each sum has one fixed order, so a row
-of the result has the same bits whatever else is computed with it; NumPy's own products do not
-promise that, and agree within a bound.
+(`amx`, `vnni`, `avx512`, `avx2`, `neon`, `portable`). In the kernels each sum has one fixed order,
+so a row of the result has the same bits whatever else is computed with it; NumPy's own products do
+not promise that, and agree within a bound.
 
 Chapter 05.
 """

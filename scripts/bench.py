@@ -105,7 +105,7 @@ def table(rows, threads, repeats):
 def ladder(threads, repeats):
     """Time one INT4 product (7168 to 2048) on every rung; return seconds by rung."""
     rungs = [("unpack, then multiply in NumPy", None, 1)]
-    for path in ("portable", "neon", "avx2", "avx512"):
+    for path in ("portable", "neon", "avx2", "avx512", "vnni"):
         try:
             ops.kernels.use_path(path)
         except ValueError:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Hold instruction sets and compilers to the same bits: the kernels of this x86 machine, built by GCC
 # and by clang, and those of ARM (NEON), cross-compiled by both and run under an emulator. All that
-# have a fused multiply-add must agree with AVX2; those without, with the portable path; matrix
-# tiles (amx), which add in another order, with themselves.
+# have a fused multiply-add must agree with AVX2; those without, with the portable path; those that
+# multiply in integers (vnni) or by tiles (amx), which round elsewhere, with themselves.
 # Needs Debian packages and kernels built in the tree; --install fetches the packages (as root).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,9 +46,10 @@ check() {
     "$python" tests/kernel_cases.py compare "$place/$expected.npz" "$place/results" || failed=1
 }
 
-tiles=
-if grep -qw amx_bf16 /proc/cpuinfo; then tiles="amx"; fi
-for path in avx2 portable $tiles; do
+own=
+if grep -qw avx512_vnni /proc/cpuinfo; then own="vnni"; fi
+if grep -qw amx_bf16 /proc/cpuinfo; then own="$own amx"; fi
+for path in avx2 portable $own; do
     K2REF_KERNELS=$path "$python" tests/kernel_cases.py write "$place/cases" "$place/$path.npz"
 done
 paths="avx2"
@@ -59,7 +60,7 @@ build gcc-openmp gcc -fopenmp
 build clang clang
 for name in gcc gcc-openmp clang; do
     for path in $paths; do check $name "$path" avx2; done
-    for path in portable $tiles; do check $name "$path" "$path"; done
+    for path in portable $own; do check $name "$path" "$path"; done
 done
 build aarch64-gcc aarch64-linux-gnu-gcc -static
 build aarch64-gcc-openmp aarch64-linux-gnu-gcc -static -fopenmp

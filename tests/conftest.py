@@ -102,7 +102,7 @@ def kernel_paths():
         return []
     in_use = ops.kernels.path_name()
     found = [in_use]
-    for name in ("amx", "avx512", "avx2", "neon", "portable"):
+    for name in ("amx", "vnni", "avx512", "avx2", "neon", "portable"):
         try:
             ops.kernels.use_path(name)
         except ValueError:

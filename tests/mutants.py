@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-TILES = ("_attend_tiles.h", "_integers.h")  # what only a machine with matrix tiles runs
+NEEDS = {"_attend_tiles.h": "amx", "_integers.h": "vnni"}  # the path that runs it
 
 
 class Mutant(NamedTuple):
@@ -175,8 +175,9 @@ def main(names):
         for mutant in MUTANTS:
             if names and mutant.name not in names:
                 continue
-            if mutant.file in TILES and "amx" not in kernel_paths():
-                print(f"skipped  {mutant.name}: this machine has no matrix tiles", flush=True)
+            path = NEEDS.get(mutant.file)
+            if path and path not in kernel_paths():
+                print(f"skipped  {mutant.name}: this machine has no {path}", flush=True)
                 continue
             lives = survives(mutant, Path(temporary) / "tree")
             print(f"{'SURVIVED' if lives else 'killed':9}{mutant.name}", flush=True)

@@ -1,6 +1,6 @@
 """INT4 products in integers (_integers.h): digits, rows in doubt, and the error they may make.
 
-The bounds hold on every path; what is said of digits and doubt, where there are matrix tiles.
+The bounds hold on every path; what is said of digits and doubt, where bytes are multiplied.
 """
 
 import numpy as np
@@ -14,14 +14,15 @@ from test_ops import assert_within, exact_linear
 from k2ref import ops, quant
 
 GROUP_OF = [4 * (lane % 4) + lane // 4 for lane in range(16)]
-needs_tiles = pytest.mark.skipif("amx" not in COMPILED, reason="this machine has no matrix tiles")
 
 
-@pytest.fixture
-def tiles():
-    """Run a test on the path that multiplies in integers."""
-    ops.kernels.use_path("amx")
-    yield
+@pytest.fixture(params=["amx", "vnni"])
+def integers(request):
+    """Run a test on each path that multiplies in integers; the name of the path."""
+    if request.param not in COMPILED:
+        pytest.skip(f"this machine has no {request.param}")
+    ops.kernels.use_path(request.param)
+    yield request.param
     ops.kernels.use_path(COMPILED[0])
 
 
@@ -68,24 +69,22 @@ def with_small_ones(seed, I, n):
     return x.reshape(-1)
 
 
-@needs_tiles
 @given(seeds, st.sampled_from([32, 96, 512, 544, 1120]), st.sampled_from([0, 1, 3, 20]))
-def test_sums_are_those_of_pythons_integers(tiles, seed, I, n):
+def test_sums_are_those_of_pythons_integers(integers, seed, I, n):
     # Scales are powers of two, so that the products are exact; `q` has rows that see little of x.
     q, scale, w = powers_of_two(seed, 5, I)
     x = with_small_ones(seed, I, n)
     expected = [one_row(q[r], scale[r], x) for r in range(5)]
     ops.kernels.use_path("avx512")
     floats = ops.linear(x, w)
-    ops.kernels.use_path("amx")
+    ops.kernels.use_path(integers)
     expected = np.array([floats[r] if y is None else y for r, y in enumerate(expected)])
     for T in (1, 3, 4, 18):
         assert (ops.linear(np.tile(x, (T, 1)), w) == expected).all()
 
 
-@needs_tiles
 @pytest.mark.parametrize("T", [1, 2, 5, 40])
-def test_only_a_row_in_doubt_is_computed_in_floats(tiles, T):
+def test_only_a_row_in_doubt_is_computed_in_floats(integers, T):
     I, t, r = 1056, T // 2, 20
     q, scale, _ = powers_of_two(1, 33, I)
     q[r, 64:96] = 0
@@ -102,7 +101,7 @@ def test_only_a_row_in_doubt_is_computed_in_floats(tiles, T):
     assert np.count_nonzero(y[t] != floats[t]) > 5
     q[r, 64:96] = 1
     w = quant.Int4(quant.pack_int4(q), quant.f32_to_bf16(scale))
-    ops.kernels.use_path("amx")
+    ops.kernels.use_path(integers)
     assert ops.linear(x, w)[t, r] == ops.linear(x[t], w)[r]
 
 
