@@ -73,45 +73,49 @@ INLINE void add_bytes(__m512i *sum, __m512i bytes, __m512i digits) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(bytes), "v"(digits));
 }
 
-/* Block b of some rows: words as the checkpoint has them for few tokens, which unpack them as they
+/* Block b of TOGETHER rows: words as the checkpoint has them for few tokens, which unpack them as they
  * go; bytes for many. A lane is a group. */
 typedef struct {
     __m512i word[8][TOGETHER];
     __m512 scale[TOGETHER];
 } RowsBlock;
 
-/* Rows from `row` on; after the last, that one again. Meanwhile a block of each row is fetched from
- * `ahead`, `gap` bytes from row to row. */
-INLINE void load_rows(const Job *job, long row, long last_row, long b, int few, uintptr_t ahead,
-                      long gap, RowsBlock *rows) {
-#pragma GCC unroll 4
-    for (long r = 0; r < TOGETHER; r++) {
-        const char *block, *scales;
-        Last_avx512 last;
-        vi_avx512 words[4];
-        find_block(job, row + r < last_row ? row + r : last_row, b, &block, &scales, &last);
-        for (int i = 0; i < 4; i++) FETCH(ahead + r * gap + 64 * i);
-        load_words_avx512(INT4, block, 0, words);
+/* Put one row's block at place r, meanwhile fetch four cache lines from `ahead`. */
+INLINE void load_row(const Job *job, long row, long b, int few, uintptr_t ahead, RowsBlock *rows,
+                     long r) {
+    const char *block, *scales;
+    Last_avx512 last;
+    vi_avx512 words[4];
+    find_block(job, row, b, &block, &scales, &last);
+    for (int i = 0; i < 4; i++) FETCH(ahead + 64 * i);
+    load_words_avx512(INT4, block, 0, words);
 #pragma GCC unroll 8
-        for (int w = 0; w < 8; w++) {
-            if (!few) rows->word[w][r] = nibbles_of((__m512i)words[w / 2], w % 2);
-            else if (w < 4) rows->word[w][r] = (__m512i)words[w];
-        }
-        rows->scale[r] = scales_avx512(INT4, scales, 0).part[0];
+    for (int w = 0; w < 8; w++) {
+        if (!few) rows->word[w][r] = nibbles_of((__m512i)words[w / 2], w % 2);
+        else if (w < 4) rows->word[w][r] = (__m512i)words[w];
     }
+    rows->scale[r] = scales_avx512(INT4, scales, 0).part[0];
 }
+
+/* What is to be loaded while something else is multiplied: `row` and those after it, up to the last,
+ * which stands in for what would come after it. */
+typedef struct { const Job *job; long row, last, b; uintptr_t ahead; RowsBlock *to; } Next;
 
 /* Add the sums of a token and these rows to their totals, `stride` vectors from row to row; at the
  * first block, begin them. Returns the rows in doubt. */
 INLINE uint32_t add_products(const RowsBlock *rows, const TokenBlock *x, int few, __m512 *totals,
-                             long stride, __mmask16 begun) {
+                             long stride, __mmask16 begun, const Next *next) {
     __m512i sum[TOGETHER][4];
 #pragma GCC unroll 4
     for (int d = 0; d < 4; d++)
 #pragma GCC unroll 4
         for (int r = 0; r < TOGETHER; r++) sum[r][d] = _mm512_load_si512(x->start[d]);
 #pragma GCC unroll 1
-    for (int w = 0; w < 8; w += 2) /* a loop: unrolled, the sums would not stay in registers */
+    for (int w = 0; w < 8; w += 2) { /* a loop: unrolled, the sums would not stay in registers */
+        if (next) {
+            long row = next->row + w / 2 < next->last ? next->row + w / 2 : next->last;
+            load_row(next->job, row, next->b, few, next->ahead + 128 * w, next->to, w / 2);
+        }
 #pragma GCC unroll 2
         for (int upper = 0; upper < 2; upper++) {
             __m512i bytes[TOGETHER];
@@ -126,6 +130,7 @@ INLINE uint32_t add_products(const RowsBlock *rows, const TokenBlock *x, int few
                 for (int r = 0; r < TOGETHER; r++) add_bytes(&sum[r][d], bytes[r], digits);
             }
         }
+    }
     const __m512 unit = _mm512_load_ps(x->unit), least = _mm512_load_ps(x->least);
     const int may_doubt = _mm512_cmp_ps_mask(least, _mm512_setzero_ps(), _CMP_GT_OQ);
     uint32_t doubt = 0;
@@ -138,45 +143,74 @@ INLINE uint32_t add_products(const RowsBlock *rows, const TokenBlock *x, int few
     return doubt;
 }
 
-/* n rows (n <= BATCH) of at most MANY tokens from t0 on. What is fetched ahead are, for few tokens,
- * the weights and scales as they lie, one row after the other, and else each row's next block. */
-INLINE void multiply_integers(const Job *job, long t0, long first, long n, int few) {
-    __m512 totals[BATCH * (MANY + 1)]; /* Trap: 4 KB from row to row, loads would wait for stores */
-    uint32_t doubt[MANY] = {0};
-    const long T = job->T - t0 < MANY ? job->T - t0 : MANY, stride = (few ? FEW : MANY) + 1;
-    const uintptr_t weight = (uintptr_t)job->weight + first * job->row_bytes;
-    uintptr_t ahead = weight + (TOGETHER - 1) * job->row_bytes + INTEGERS_AHEAD;
+/* The outputs of n rows (n <= BATCH) from their lanes, `stride` vectors from row to row. */
+INLINE void finish_rows(const Job *job, long t, long first, long n, const __m512 *totals,
+                        long stride, uint32_t doubt) {
+    float y[BATCH];
+    for (long r = 0; r < n; r += TOGETHER)
+        add_lanes4_avx512((const float *)(totals + r * stride), 16 * stride, y + r);
+    memcpy(job->y + t * job->y_stride + first, y, n * sizeof *y);
+    if (doubt) in_floats_again(job, token_floats(job), t, first, n, doubt);
+}
+
+/* n rows of few tokens, TOGETHER at a time. While a block is multiplied the next one is loaded, and
+ * what lies INTEGERS_AHEAD is fetched, in the order in which it lies. */
+static void dot_integers(const Job *job, long first, long n) {
+    const long last = first + n - 1;
+    __m512 totals[FEW][TOGETHER];
+    RowsBlock rows[2];
+    Next next = {job, first, last, 0, 0, rows};
     uintptr_t scales = (uintptr_t)row_scale(job, first + TOGETHER - 1) + INTEGERS_AHEAD / 8;
-    for (long b = 0; b < job->n_blocks; b++, ahead += TOGETHER * 256, scales += TOGETHER * 32)
-        for (long r = 0; r < n; r += TOGETHER) {
-            const long row = first + r, last_row = first + n - 1;
-            RowsBlock rows;
-            for (long i = 0; few && i < TOGETHER * 32; i += 64) FETCH(scales + i);
-            if (few) load_rows(job, row, last_row, b, 1, ahead, 256, &rows);
-            else load_rows(job, row, last_row, b, 0, weight + r * job->row_bytes + (b + 1) * 256,
-                           job->row_bytes, &rows);
-            for (long t = 0; t < T; t++)
-                doubt[t] |= add_products(&rows, token_blocks(job, t0 + t, b), few,
-                                         totals + r * stride + t, stride, b ? 0xffff : 0) << r;
+    next.ahead = (uintptr_t)job->weight + (first + TOGETHER - 1) * job->row_bytes + INTEGERS_AHEAD;
+    for (long r = 0; r < TOGETHER; r++)
+        load_row(job, first + r < last ? first + r : last, 0, 1, next.ahead, rows, r);
+    for (long row = first; row <= last; row += TOGETHER) {
+        uint32_t doubt[FEW] = {0};
+        for (long b = 0; b < job->n_blocks; b++) {
+            const RowsBlock *now = next.to;
+            next.to = now == rows ? rows + 1 : rows;
+            if (++next.b == job->n_blocks) next.b = 0, next.row += TOGETHER;
+            for (long i = 0; i < TOGETHER * 32; i += 64) FETCH(scales + i);
+            doubt[0] |= add_products(now, token_blocks(job, 0, b), 1, totals[0], 1,
+                                     b ? 0xffff : 0, &next);
+            for (long t = 1; t < job->T; t++)
+                doubt[t] |= add_products(now, token_blocks(job, t, b), 1, totals[t], 1,
+                                         b ? 0xffff : 0, NULL);
+            next.ahead += TOGETHER * 256, scales += TOGETHER * 32;
         }
-    for (long t = 0; t < T; t++) {
-        float y[BATCH];
-        for (long r = 0; r < n; r += 4)
-            add_lanes4_avx512((float *)(totals + r * stride + t), 16 * stride, y + r);
-        memcpy(job->y + (t0 + t) * job->y_stride + first, y, n * sizeof *y);
-        if (doubt[t]) in_floats_again(job, token_floats(job), t0 + t, first, n, doubt[t]);
+        for (long t = 0; t < job->T; t++)
+            finish_rows(job, t, row, last + 1 - row < TOGETHER ? last + 1 - row : TOGETHER,
+                        totals[t], 1, doubt[t]);
     }
 }
 
-static void linear_rows_integers(const Job *job, long first, long n) {
-    const int few = job->T <= FEW;
-    const long batch = few ? TOGETHER : BATCH;
-    for (long t = 0; t < job->T; t += MANY)
-        for (long r = 0, m; r < n; r += m) {
-            m = n - r < batch ? n - r : batch;
-            if (few) multiply_integers(job, t, first + r, m, 1);
-            else multiply_integers(job, t, first + r, m, 0);
+/* n rows (n <= BATCH) of at most MANY tokens from t0 on. */
+static void multiply_integers(const Job *job, long t0, long first, long n) {
+    enum { STRIDE = MANY + 1 }; /* Trap: 4 KB from row to row, loads would wait for stores */
+    __m512 totals[BATCH][STRIDE];
+    uint32_t doubt[MANY] = {0};
+    const long T = job->T - t0 < MANY ? job->T - t0 : MANY;
+    for (long b = 0; b < job->n_blocks; b++)
+        for (long r = 0; r < n; r += TOGETHER) {
+            RowsBlock rows;
+            for (long i = 0; i < TOGETHER; i++) { /* and fetch the row's next block */
+                long row = first + (r + i < n ? r + i : n - 1);
+                uintptr_t next = (uintptr_t)job->weight + row * job->row_bytes + 256 * (b + 1);
+                load_row(job, row, b, 0, next, &rows, i);
+            }
+            for (long t = 0; t < T; t++)
+                doubt[t] |= add_products(&rows, token_blocks(job, t0 + t, b), 0, &totals[r][t],
+                                         STRIDE, b ? 0xffff : 0, NULL) << r;
         }
+    for (long t = 0; t < T; t++)
+        finish_rows(job, t0 + t, first, n, &totals[0][t], STRIDE, doubt[t]);
+}
+
+static void linear_rows_integers(const Job *job, long first, long n) {
+    if (job->T <= FEW) { dot_integers(job, first, n); return; }
+    for (long t = 0; t < job->T; t += MANY)
+        for (long r = 0; r < n; r += BATCH)
+            multiply_integers(job, t, first + r, n - r < BATCH ? n - r : BATCH);
 }
 
 TARGET_END
