@@ -63,8 +63,8 @@ def inspect(path) -> Inspection:
     path = Path(path)
     config = Config.from_dir(path)
     with collector_paused():
-        names, weight_map = list_files(path)
-        found, faults, bad = {}, {}, {}
+        files, weight_map = list_files(path)
+        names, found, faults, bad = list(files), {}, {}, {}
         for number, name in enumerate(names):
             try:
                 _, header = open_shard(path, name, number)

@@ -19,7 +19,7 @@ import math
 import mmap
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -85,11 +85,13 @@ def open_shards(directory) -> tuple[list[Shard], dict[str, Stored]]:
 
     Raises: CheckpointError for whatever is missing, malformed or contradictory
     """
-    names, weight_map = list_files(directory)
+    files, weight_map = list_files(directory)
     shards: list[Shard] = []
     tensors: dict[str, Stored] = {}
-    for number, name in enumerate(names):
-        shard, header = open_shard(directory, name, number, weight_map)
+    for number, (name, said) in enumerate(files.items()):
+        shard, header = open_shard(directory, name, number)
+        if weight_map is not None:
+            _compare_with_index(shard.path, header, said, weight_map)
         shards.append(shard)
         tensors.update(header)
     if weight_map is not None and len(tensors) < len(weight_map):
@@ -97,8 +99,8 @@ def open_shards(directory) -> tuple[list[Shard], dict[str, Stored]]:
     return shards, tensors
 
 
-def list_files(directory) -> tuple[list[str], dict[str, str] | None]:
-    """Return the names of the safetensors files, and the index's `{tensor: file}` if there is one.
+def list_files(directory) -> tuple[dict[str, list[str]], dict[str, str] | None]:
+    """Return `{file: its tensors by the index}`, and the index's `{tensor: file}` if there is one.
 
     Raises: CheckpointError
     """
@@ -107,19 +109,16 @@ def list_files(directory) -> tuple[list[str], dict[str, str] | None]:
         return _read_index(directory)
     if not os.path.lexists(directory / SINGLE):
         raise mismatch(directory, f"{INDEX} or {SINGLE}", "neither")
-    return [SINGLE], None
+    return {SINGLE: []}, None
 
 
-def open_shard(directory, name: str, number: int, weight_map=None):
-    """Map one file and read its header, which must agree with the index: Shard, {name: Stored}.
+def open_shard(directory, name: str, number: int) -> tuple[Shard, dict[str, Stored]]:
+    """Map one file and read its header: {name: Stored}.
 
     Raises: CheckpointError
     """
     shard, text = _map(Path(directory), name)
-    header = _read_header(shard, number, text)
-    if weight_map is not None:
-        _compare_with_index(shard.path, header, weight_map)
-    return shard, header
+    return shard, _read_header(shard, number, text)
 
 
 def not_in_shards(directory, weight_map: dict[str, str], tensors) -> CheckpointError:
@@ -129,8 +128,8 @@ def not_in_shards(directory, weight_map: dict[str, str], tensors) -> CheckpointE
     return mismatch(f"{path}: tensor {missing!r}", f"it here, as {INDEX} says", "none")
 
 
-def _read_index(directory: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the shards, sorted, and the index's `{tensor: shard}`, in the order it is written."""
+def _read_index(directory: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return `{shard: its tensors}`, sorted, and the index's `{tensor: shard}` as it is written."""
     # Trap: names are never made up from a pattern: the official ones end in a total of six digits.
     path = _inside(directory, INDEX)
     try:
@@ -145,11 +144,13 @@ def _read_index(directory: Path) -> tuple[list[str], dict[str, str]]:
         raise mismatch(path, "an object `weight_map`", f"{weight_map!r:.60}")
     if set(map(type, weight_map.values())) != {str}:
         raise mismatch(path, "a file name for each tensor", "a value that is not a string")
-    names = sorted(set(weight_map.values()))
-    for name in names:
+    files = defaultdict(list)
+    for tensor, name in weight_map.items():
+        files[name].append(tensor)
+    for name in files:
         if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
             raise mismatch(path, "names of files in the directory", f"{name!r:.200}")
-    return names, weight_map
+    return {name: files[name] for name in sorted(files)}, weight_map
 
 
 def _inside(directory: Path, name: str) -> Path:
@@ -224,9 +225,8 @@ def _parse(path: Path, text: bytes) -> dict:
 
 def _count_keys(found) -> int:
     """Count the keys of an object and of the objects in it, not those further down."""
-    if not isinstance(found, dict):
-        return 0
-    return len(found) + sum(len(value) for value in found.values() if type(value) is dict)
+    objects = [found, *found.values()] if isinstance(found, dict) else []
+    return sum(len(value) for value in objects if type(value) is dict)
 
 
 def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
@@ -288,13 +288,13 @@ def _check_coverage(path: Path, tensors: dict[str, Stored], data_start: int, n_f
         raise mismatch(path, f"a file of {end} bytes, by its header", f"{n_file}: it is {what}")
 
 
-def _compare_with_index(path: Path, header: dict[str, Stored], weight_map: dict[str, str]):
+def _compare_with_index(path: Path, header: dict[str, Stored], said_here: list[str], weight_map):
     """Refuse tensors that the index puts elsewhere, and so any that are there twice."""
-    name = path.name
-    said_of_all = list(map(weight_map.get, header))
-    if said_of_all.count(name) == len(header):
+    # The index's names are looked for in the header, which is small enough for the caches.
+    if len(said_here) == len(header) and all(map(header.__contains__, said_here)):
         return
-    for tensor, said in zip(header, said_of_all, strict=True):
-        if said != name:
+    for tensor in header:
+        said = weight_map.get(tensor)
+        if said != path.name:
             expected = f"it in {said!r}, as {INDEX} says" if said else f"it in {INDEX}, too"
             raise mismatch(f"{path}: tensor {tensor!r}", expected, "it here")
