@@ -186,7 +186,7 @@ static void dot_integers(const Job *job, long first, long n) {
 
 /* n rows (n <= BATCH) of at most MANY tokens from t0 on. */
 static void multiply_integers(const Job *job, long t0, long first, long n) {
-    enum { STRIDE = MANY + 1 }; /* Trap: 4 KB from row to row, loads would wait for stores */
+    enum { STRIDE = MANY + 1 }; /* of vectors; rows 4 KB apart were slower */
     __m512 totals[BATCH][STRIDE];
     uint32_t doubt[MANY] = {0};
     const long T = job->T - t0 < MANY ? job->T - t0 : MANY;

@@ -112,26 +112,29 @@ def ladder(threads, repeats):
             continue
         rungs.append((f"fused, {path}, one thread", path, 1))
     rungs.append((f"all {threads} threads", rungs[-1][1], threads))
-    results, before = {}, None
+    results, before, limits = {}, None, Limits(threads)
     x, weights = bench_shapes.int4_matrices(16)
     n_bytes = sum(w.n_bytes for w in weights)
     for name, path, n in rungs:
         if path is None:
             def work():
                 return [ops.linear_numpy(x, w) for w in weights[:2]]
-            times = [seconds(work) * len(weights) / 2 for _ in range(repeats)]
+            share = 2 / len(weights)
         else:
             ops.kernels.use_path(path)
             def work(n=n):
                 return ops.linear_many([(x, w) for w in weights], n)
-            times = [seconds(work) for _ in range(repeats)]
+            share = 1
+        times = []
+        for _ in range(repeats):  # in turn with the limit, which drifts
+            times.append(seconds(work) / share)
+            limits.measure("GB/s")
         t = statistics.median(times)
         gain = f"{before / t:6.1f} x" if before else ""
         print(f"{name:40}{t / len(weights) * 1e6:10.0f} us a matrix"
               f"{n_bytes / t / 1e9:8.2f} GB/s {gain}")
         results[name], before = t / len(weights), t
-    limits = Limits(threads)
-    rate = statistics.median(limits.measure("GB/s") for _ in range(repeats)) * 1e9
+    rate = statistics.median(limits.seen["GB/s"]) * 1e9
     limit = f"only reading, all {threads} threads"
     results[limit] = n_bytes / len(weights) / rate
     print(f"{limit:40}{results[limit] * 1e6:10.0f} us a matrix{rate / 1e9:8.2f} GB/s")

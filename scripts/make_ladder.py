@@ -1,7 +1,7 @@
 """Fill in the tables of docs/14-kernels.md and kernel-notes.md from what `bench.py` measured.
 
     python scripts/bench.py --ladder | tail -n 1 > docs/data/ladder.json
-    for path in avx512 amx; do
+    for path in avx512 vnni; do
         K2REF_KERNELS=$path python scripts/bench.py | tail -n 1 > docs/data/rates-$path.json
     done
     python scripts/make_ladder.py            rewrite the tables
@@ -26,7 +26,8 @@ from k2ref.layout import n_bytes, stored_parts  # noqa: E402
 
 DOCS, DATA = ROOT / "docs", ROOT / "docs/data"
 CONFIG = ROOT / "tests/data/configs/Kimi-K2-Thinking.json"
-LIMIT, PATHS = "only reading", ("avx512", "amx")
+LIMIT = "only reading"
+MACHINES = (("avx512", "vnni"), ("amx",))  # the paths that were measured on one machine
 
 
 def matrix_bytes():
@@ -57,17 +58,19 @@ def table(measured):
     return "\n".join([*lines, "", *textwrap.wrap(where, 100)])
 
 
-def rates(avx512, amx):
-    """Make the table of both paths in Markdown from the last lines of `bench.py`, parsed."""
-    lines = ["| work | avx512 | of the limit | amx | of the limit |", "|---|---|---|---|---|"]
-    for name, first in avx512["results"].items():
+def rates(paths):
+    """Make the table of one machine in Markdown: {path: the last line of `bench.py`, parsed}."""
+    lines = ["| work |" + "".join(f" {path} | of the limit |" for path in paths),
+             "|---|" + "---|---|" * len(paths)]
+    *_, last = paths.values()
+    for name in last["results"]:
         cells = [name]
-        for found in (first, amx["results"][name]):
+        for found in (measured["results"][name] for measured in paths.values()):
             share = found.get("of_limit", 0)
             is_share = found["unit"] in ("GB/s", "GFLOP/s") and share
             cells += [f"{found['rate']:.4g} {found['unit']}", f"{share:.0%}" if is_share else ""]
         lines.append(f"| {' | '.join(cells)} |")
-    machine = amx["machine"]
+    machine = last["machine"]
     where = (f"Measured on {machine['processor']}, {machine['threads']} threads, compiled with "
              f"{machine['compiler']}. The limit of GB/s is the read loop, that of GFLOP/s the loop "
              "of float32 multiply-adds, measured before and after each row.")
@@ -79,8 +82,8 @@ def tables():
     def measured(name):
         return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
     yield DOCS / "14-kernels.md", "ladder", table(measured("ladder"))
-    both = [measured(f"rates-{path}") for path in PATHS]
-    yield DOCS / "kernel-notes.md", "rates", rates(*both)
+    machines = ({path: measured(f"rates-{path}") for path in paths} for paths in MACHINES)
+    yield DOCS / "kernel-notes.md", "rates", "\n\n".join(map(rates, machines))
 
 
 def filled(page, name, text):
