@@ -5,8 +5,11 @@ its work when its turn comes and lets go of it afterwards.
 """
 
 import functools
+import json
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +18,7 @@ import k2ref
 from k2ref import attention, moe, ops, quant
 from k2ref.config import Config
 from k2ref.model import Layer, Model
+from k2ref.tokenizer import Tokenizer
 
 K2 = dict(
     hidden_size=7168, num_hidden_layers=7, num_attention_heads=64, q_lora_rank=1536,
@@ -26,6 +30,7 @@ K2 = dict(
 )
 D, F = K2["hidden_size"], K2["moe_intermediate_size"]
 POOL_BYTES = 6 << 30
+ROOT = Path(__file__).parent.parent
 
 
 class Row(NamedTuple):
@@ -223,8 +228,38 @@ def rows(quick=False):
     return everything
 
 
+def mixed_text(n_bytes=1_000_000):
+    """Join this project's prose, its code, and the texts in many scripts of the golden file."""
+    cases = json.loads((ROOT / "tests/data/tokenizer_golden.json").read_text("utf-8"))["cases"]
+    files = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "k2ref").glob("*.py"))]
+    text = "".join(path.read_text("utf-8") for path in files)
+    scripts = "\n".join(case["text"] for case in cases)
+    return text + scripts * ((n_bytes - len(text.encode())) // len(scripts.encode()))
+
+
+def encode(make):
+    """Prepare the encoding of `mixed_text` by what `make` makes; the vocabulary is K2's."""
+    def prepare(threads):
+        tokenizer, text = make(), mixed_text()
+        some = text[:100_000]  # k2ref cuts long texts as the official tokenizer does
+        if tokenizer(some) != encoders()[0]()(some):
+            raise SystemExit("bench.py --peer: expected the ids of k2ref, found others")
+        return lambda: tokenizer(text), len(text.encode()) / 1e6
+    return prepare
+
+
+@functools.cache
+def encoders():
+    """Return what makes k2ref's encoder and tiktoken's, with the vocabulary of the tests."""
+    sys.path.append(str(ROOT / "tests"))
+    import vocabulary
+
+    return (lambda: Tokenizer.from_dir(vocabulary.real_directory()).encode,
+            lambda: vocabulary.oracle(vocabulary.real_vocabulary()).encode_ordinary)
+
+
 def peers():
-    """List the same products by torch, after k2ref's own."""
+    """List the same work by k2ref, torch and tiktoken."""
     import torch
 
     def torch_linear(dtype, T):
@@ -242,4 +277,6 @@ def peers():
         Row("torch f32 2048x7168, one token", "GB/s", "", torch_linear(torch.float32, 1)),
         Row("k2ref INT4 2048x7168, 64 tokens", "GFLOP/s", "", products("int4", F, D, 64, 2)),
         Row("torch f32 2048x7168, 64 tokens", "GFLOP/s", "", torch_linear(torch.float32, 64)),
+        *(Row(f"{name} encode, mixed text", "MB/s", "", encode(make))
+          for name, make in zip(("k2ref", "tiktoken"), encoders(), strict=True)),
     ]
