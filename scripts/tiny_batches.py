@@ -63,10 +63,11 @@ class Encoder:
         return prompt + reply, weights + [1.0] * len(reply)
 
 
-def documents(encoder, seed, step, n_tokens, is_long, n_pages, seen=None):
+def documents(encoder, seed, step, n_tokens, is_long, n_pages, seen=None, asked=()):
     """Draw and encode the lessons of one step: a list of (ids, weights).
 
-    The exchanges in them are added to `seen`, for the proof.
+    The exchanges in them are added to `seen`, for the proof. A conversation that holds a question
+    of `asked` is left out: noise can make one phrasing of another.
     """
     rng, out, n = tiny_data.seeded(seed, step), [], 0
     while n < n_tokens:
@@ -79,6 +80,8 @@ def documents(encoder, seed, step, n_tokens, is_long, n_pages, seen=None):
         else:
             drawn = tiny_data.lesson(rng)
         messages, tools, exchanges = drawn
+        if any(exchange.question in asked for exchange in exchanges):
+            continue
         if seen is not None:
             seen += exchanges
         out.append(encoder.encode(messages, tools, rng, skip))
@@ -101,7 +104,7 @@ class Batch(NamedTuple):
     weights: torch.Tensor  # (n,)
     groups: list
     n_tokens: int  # without what fills up
-    proof: Counter  # what the split says of these lessons, see `proof_of`
+    proof: dict  # Trap: a Counter would come out of a DataLoader with its counts doubled, twice
 
 
 def up_to(n, size):
@@ -127,14 +130,14 @@ def packed(docs, pad, proof=()):
     return Batch(torch.tensor(ids), torch.tensor(positions),
                  torch.tensor(starts, dtype=torch.int32), here, torch.tensor(targets)[here],
                  weights[here], [(n, length) for length, n in sizes.items()],
-                 sum(len(doc) for doc, _ in docs), Counter(proof))
+                 sum(len(doc) for doc, _ in docs), dict(proof))
 
 
 def proof_of(exchanges, asked):
     """Count what exchanges hold of the split, what of it is held out, and what is evaluated."""
     held, bad = tiny_data.held_out(exchanges)
-    return Counter(questions=len(exchanges), held=len(held), held_out=len(bad),
-                   asked=sum(exchange.question in asked for exchange in exchanges))
+    return {"questions": len(exchanges), "held": len(held), "held_out": len(bad),
+            "asked": sum(exchange.question in asked for exchange in exchanges)}
 
 
 class Lessons(torch.utils.data.Dataset):
@@ -146,5 +149,6 @@ class Lessons(torch.utils.data.Dataset):
 
     def __getitem__(self, step):
         seen = []
-        docs = documents(self.encoder, self.seed, step, self.n_tokens, *self.plan(step), seen)
+        docs = documents(self.encoder, self.seed, step, self.n_tokens, *self.plan(step), seen,
+                         self.asked)
         return packed(docs, self.pad, proof_of(seen, self.asked))

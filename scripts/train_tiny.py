@@ -142,7 +142,7 @@ def train(args, config, tokenizer):
         tiny_batches.Encoder(tokenizer), "unseen", 0, 48000, False, 0), config.pad_token_id)
     unseen, n_before, mean = moved(unseen, args.device), n_tokens, None
     for step, batch in enumerate(batches(args, config, tokenizer, first), first):
-        n_tokens, proof = n_tokens + batch.n_tokens, proof + batch.proof
+        n_tokens, proof = n_tokens + batch.n_tokens, proof + Counter(batch.proof)
         loss, loads = train_step(weights, config, moved(batch, args.device), angles)
         optimizer.step(weights, schedule(step, args.steps))
         is_long, n_pages = plan(step, args)
@@ -191,7 +191,7 @@ def main(argv=None):
     args.work.parent.mkdir(parents=True, exist_ok=True)
     config, tokenizer = prepare(args.out, args.seed)
     if args.prove:
-        prove(sum((batch.proof for batch in batches(args, config, tokenizer)), Counter()))
+        prove(sum((Counter(batch.proof) for batch in batches(args, config, tokenizer)), Counter()))
         return 0
     train(args, config, tokenizer)
     saved = torch.load(args.work, weights_only=True, map_location="cpu")

@@ -39,7 +39,8 @@ OTHERWISE = {"transformers_version"}
 N_CASES = 20
 LEAST = {
     "one-step sums through the calculator: right answer": 20,
-    "word problems": 17,
+    "word problems: operation and unit": 20,
+    "word problems: the name in the answer too": 17,
     "two- and three-step chains": 20,
     "capitals, unseen phrasing": 20,
     "column addition up to 3 digits, no tools": 20,
@@ -175,6 +176,17 @@ def test_a_wrong_answer_counts_as_wrong(model):
     assert not player.play(dataclasses.replace(exchange, content="4"))[1]
     other = dataclasses.replace(exchange, calls=[("", "no_such_tool", "{}", "")])
     assert player.play(other)[0] == 0
+
+
+@pytest.mark.parametrize("text, calls, end", [
+    ("Plah has 5 apples left.", True, True), ("Noah has 6 apples left.", True, False),
+    ("Noah has 5 pears left.", True, False), ("", True, False)])
+def test_a_row_says_how_much_must_be_right(text, calls, end):
+    exchange = dataclasses.replace(tiny_sums.one_step(random.Random(1)),
+                                   content="Noah has 5 apples left.")
+    assert eval_tiny.is_enough("calls", exchange, text) == calls
+    assert eval_tiny.is_enough("end", exchange, text) == end
+    assert not eval_tiny.is_enough("all", exchange, text)
 
 
 @pytest.mark.oracle

@@ -1,0 +1,35 @@
+"""Batches of lessons: the proof of the split survives the way to the trainer, evaluated questions
+do not. PyTorch is needed, so this runs with the oracles."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import tiny_batches  # noqa: E402
+
+import k2ref  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+
+
+def lessons(asked=()):
+    """Return the lessons of a schedule of short steps without trails."""
+    found = tiny_batches.Lessons(k2ref.load(threads=1).tokenizer, 0, 3, 2000, lambda _: (False, 0))
+    found.asked = asked
+    return found
+
+
+def test_the_proof_that_a_loader_hands_on_is_the_proof():
+    drawn = lessons()
+    loader = torch.utils.data.DataLoader(drawn, batch_size=None, sampler=range(3))
+    assert [batch.proof for batch in loader] == [drawn[step].proof for step in range(3)]
+    assert all(drawn[step].proof["questions"] > 0 for step in range(3))
+
+
+def test_a_conversation_with_an_evaluated_question_is_left_out():
+    encoder, seen = lessons().encoder, []
+    tiny_batches.documents(encoder, 3, 0, 2000, False, 0, seen)
+    asked = {seen[0].question}
+    assert lessons(asked)[0].proof["asked"] == 0
+    without = []
+    tiny_batches.documents(encoder, 3, 0, 2000, False, 0, without, asked)
+    assert without and asked.isdisjoint(exchange.question for exchange in without)
