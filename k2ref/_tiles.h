@@ -23,6 +23,14 @@ typedef struct { /* what LDTILECFG reads */
     uint8_t rows[16];
 } TileShapes;
 
+#define TILES_TARGET \
+    "amx-tile,amx-bf16,amx-int8,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
+TARGET(TILES_TARGET)
+
+#if defined(EMULATED_TILES) /* the name of a file: scripts/check_sanitizers.sh */
+#include EMULATED_TILES
+#else
+
 /* Whether the processor has tiles of BF16 and of bytes, and the system lets this process
  * use them: the state of tiles is large (8 KB a thread), so Linux wants to be asked. */
 static int tiles_allowed(void) {
@@ -32,21 +40,10 @@ static int tiles_allowed(void) {
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
 }
 
-#define TILES_TARGET \
-    "amx-tile,amx-bf16,amx-int8,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
-TARGET(TILES_TARGET)
-
 /* Every thread says which shapes it wants before it touches a tile, and lets go of them afterwards:
  * tiles in use make each switch of threads slower. */
 INLINE void shape_tiles(const TileShapes *shapes) {
     __asm__ volatile("ldtilecfg %0" : : "m"(*shapes));
-}
-
-/* The common case: `rows[i]` rows in tile i, all of 64 bytes. */
-INLINE void tiles_begin(const uint8_t rows[8]) {
-    TileShapes shapes = {.palette = 1};
-    for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 64, shapes.rows[i] = rows[i];
-    shape_tiles(&shapes);
 }
 
 INLINE void tiles_end(void) { __asm__ volatile("tilerelease"); }
@@ -64,6 +61,15 @@ INLINE void tiles_end(void) { __asm__ volatile("tilerelease"); }
     __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 #define TILE_MULTIPLY_BYTES(c, a, b) /* the same of signed bytes, fours of them for pairs */ \
     __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+
+#endif
+
+/* The common case: `rows[i]` rows in tile i, all of 64 bytes. */
+INLINE void tiles_begin(const uint8_t rows[8]) {
+    TileShapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 64, shapes.rows[i] = rows[i];
+    shape_tiles(&shapes);
+}
 
 /* The three terms of sixteen floats, largest first, each in the upper half of a float: cut off, not
  * rounded, so that all have the sign of x. Infinity is its own first term, the others zero; a NaN
