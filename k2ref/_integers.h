@@ -4,9 +4,9 @@
  * power of two above the largest |x|, unit = M / 2^30, and X is x / unit rounded to nearest. In
  * base 256, with digits from -128 to 127, X has four digits. A weight is an integer from -8 to 7.
  * So for each digit the sum of a group's 32 products is an integer below 2^15 and exact in any
- * order: that of VNNI, which multiplies vectors of bytes (few tokens), or that of tiles of bytes
- * (many). The four sums, c0 the lowest, become 2^16 (256 c3 + c2) + (256 c1 + c0), rounded to a
- * float once: the sum of the group, in units.
+ * order: that of VNNI, which multiplies vectors of bytes, or that of tiles of bytes. The four sums,
+ * c0 the lowest, become 2^16 (256 c3 + c2) + (256 c1 + c0), rounded to a float once: the sum of the
+ * group, in units.
  *
  * What is lost: U = 2^-24 is the unit roundoff. A float kernel that adds K products in any order is
  * within (K + 8) U of what it should be, times the sum of all |w x|. Here a product is rounded once
