@@ -10,7 +10,7 @@ TARGET(TILES_TARGET)
 #define STRIPS 4       /* of sixteen rows, and */
 #define TOKEN_TILES 4  /* of sixteen tokens: what is multiplied together */
 
-/* The same of sixteen tokens: a tile A for each group and four tokens. Tiles take sixteen times the
+/* 512 columns of sixteen tokens: a tile A for each group and four tokens. Tiles take sixteen times the
  * weights, so units are a sixteenth. */
 typedef struct {
     ALIGNED int32_t digit[16][4][4][4][8]; /* [group][tile][token][digit][word] */
