@@ -89,16 +89,18 @@ def _moe(config, at: str) -> Iterator[Tensor]:
         yield from expert(config, at, e)
 
 
-def expert(config, at: str, e: int) -> Iterator[Tensor]:
+def expert(config, at: str, e: int) -> tuple[Tensor, ...]:
     """List the matrices of one routed expert of the layer whose names begin with `at`."""
-    yield from _mlp(config, f"{at}experts.{e}.", config.moe_intermediate_size, "experts")
+    return _mlp(config, f"{at}experts.{e}.", config.moe_intermediate_size, "experts")
 
 
-def _mlp(config, at: str, F: int, kind: str) -> Iterator[Tensor]:
+def _mlp(config, at: str, F: int, kind: str) -> tuple[Tensor, ...]:
     D = config.hidden_size
-    yield Tensor(at + "gate_proj", (F, D), kind)
-    yield Tensor(at + "up_proj", (F, D), kind)
-    yield Tensor(at + "down_proj", (D, F), kind)
+    return (
+        Tensor(at + "gate_proj", (F, D), kind),
+        Tensor(at + "up_proj", (F, D), kind),
+        Tensor(at + "down_proj", (D, F), kind),
+    )
 
 
 @lru_cache
