@@ -21,7 +21,7 @@
 #define PARTS (16 / WIDTH)
 /* IN_REGISTER: a value that is loaded once, not folded into each operation. FETCH: ask for bytes, into
  * the second cache (the activations of one token fill the first), wherever they are: there may be
- * none. Trap: GCC moves its own prefetches, all of a block to one place. */
+ * none. As a builtin, which the compiler may move, it was worth less: docs/kernel-notes.md. */
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 #define FETCH(at) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(at)))

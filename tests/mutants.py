@@ -155,7 +155,8 @@ def survives(mutant, place, flags):
     if source.count(mutant.before) < 1:
         raise SystemExit(f"{mutant.name}: {mutant.file} has no {mutant.before!r}; mend mutants.py")
     file.write_text(source.replace(mutant.before, mutant.after), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(place), "CFLAGS": flags}
+    environment = {**os.environ, "PYTHONPATH": str(place),
+                   "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}"}
     if mutant.rebuild:
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         built = subprocess.run(build, cwd=place, env=environment, capture_output=True, text=True)
