@@ -6,7 +6,8 @@
 Writes config, vocabulary and, at the end, the checkpoint into --out. A step takes lessons until it
 has `--tokens` of them and learns the last answer of each with its thinking and calls (weight 1)
 and, a little, everything else. From `--long` of the schedule on, every seventh step is one of whole
-trails. Lessons follow from seed and step alone.
+trails. Lessons follow from seed and step alone. What the command line leaves unsaid is as it was
+for the model that comes with k2ref.
 """
 
 import argparse
@@ -30,6 +31,9 @@ from k2ref.config import Config
 from k2ref.tokenizer import Tokenizer
 
 OFFICIAL = Path(__file__).parents[1] / "tests/data/configs/Kimi-K2-Thinking.json"
+# The model that comes with k2ref was begun with 18,000 steps before it. From step 12,944 on it had
+# 16,500, and so suddenly more of its schedule behind it.
+CUT, LONGER = 12944 / 16500, 18000 / 16500
 LONG_EVERY = 7  # steps, one of which is of whole trails
 LONGEST = 32768  # tokens of a lesson, at most
 CHECKED_WITH = "5.23.0"  # the transformers that gives the same logits
@@ -78,16 +82,22 @@ def moved(batch, device):
                              in batch._asdict().items() if isinstance(value, torch.Tensor)})
 
 
+def done(step, steps):
+    """Return how much of the schedule is over before a step, from 0 to 1."""
+    part = step / steps
+    return part if part >= CUT else part / LONGER
+
+
 def schedule(step, steps):
     """Return the factor of the learning rate: warm-up, stable, a last 45 % of linear decay."""
-    return min((step + 1) / 60, 1.0, (steps - step) / (steps * 0.45))
+    return min((step + 1) / 60, 1.0, (1 - done(step, steps)) / 0.45)
 
 
 def plan(step, args):
     """Say whether a step is one of whole trails, and of how many pages at most."""
-    done = step / args.steps
-    n_pages = 40 if done < 0.6 else 110 if done < 0.8 else 300
-    return done > args.long and step % LONG_EVERY == 0, n_pages
+    part = done(step, args.steps)
+    n_pages = 40 if part < 0.6 else 110 if part < 0.8 else 300
+    return part > args.long and step % LONG_EVERY == 0, n_pages
 
 
 def batches(args, config, tokenizer, first=0):

@@ -1,10 +1,11 @@
 """Batches of lessons: the proof of the split survives the way to the trainer, evaluated questions
-do not. PyTorch is needed, so this runs with the oracles."""
+do not; and the schedule. PyTorch is needed, so this runs with the oracles."""
 
 import pytest
 
 torch = pytest.importorskip("torch")
 import tiny_batches  # noqa: E402
+import train_tiny  # noqa: E402
 
 import k2ref  # noqa: E402
 
@@ -33,3 +34,18 @@ def test_a_conversation_with_an_evaluated_question_is_left_out():
     without = []
     tiny_batches.documents(encoder, 3, 0, 2000, False, 0, without, asked)
     assert without and asked.isdisjoint(exchange.question for exchange in without)
+
+
+def test_the_schedule_is_that_of_the_model_that_comes_with_k2ref():
+    """It went by 18,000 steps until step 12,944, and from there by 16,500."""
+    args = train_tiny.arguments([])
+    assert args.steps == 16500
+    for step in range(args.steps):
+        steps = 18000 if step < 12944 else 16500
+        is_long, n_pages = train_tiny.plan(step, args)
+        assert is_long == (step > 0.3 * steps and step % 7 == 0)
+        if is_long:
+            assert n_pages == (40 if step < 0.6 * steps else 110 if step < 0.8 * steps else 300)
+        rate = min((step + 1) / 60, 1, (steps - step) / (0.45 * steps))
+        # Nine roundings of numbers up to 1 / 0.45.
+        assert abs(train_tiny.schedule(step, args.steps) - rate) < 9 * 2**-53 / 0.45
