@@ -10,15 +10,16 @@ Under a budget, dense weights come first and experts have the rest:
     unseen   = (1 - 8/384)^n        the part of the experts that n tokens have not chosen
     missed   = unseen + the larger of  1 - unseen - share  and  0
     dense_s  = dense bytes / kernel rate + dense bytes that do not fit / disk rate
-    expert_s = the larger of  chosen bytes / kernel rate
-                         and  chosen bytes * missed / disk rate     as they overlap
-    token_s  = dense_s + expert_s
+    expert_s = chosen bytes / kernel rate
+    read_s   = chosen bytes * missed / disk rate
+    token_s  = dense_s + the larger of  read_s + expert_s / 2
+                                   and  read_s / 2 + expert_s       (0 where nothing is read)
 
-So a run begins slowly, as each expert that the page cache does not have comes from disk when it is
-first chosen, and goes on as fast as the budget lets it: `missed` falls from 1 to 1 - share. Memory
-that is slow at its first use (rates.disk) adds to that. It holds if the router chooses evenly, as
-its training makes it over many texts. Within one text, neighbouring tokens have 41 % of their
-experts in common (measured elsewhere), so that a run can beat the plan where the disk is the limit.
+A half, as 4 of a layer's 8 experts are read at once: the first four are multiplied while the others
+come. A run begins slowly, as each expert that the page cache does not have is read when it is first
+chosen, and gets as fast as the budget lets it; idle memory (disk.Idle) adds to both. It holds if
+the router chooses evenly, as its training makes it over many texts. In one, neighbouring tokens
+have 41 % of their experts in common (measured elsewhere): a run can beat a plan that waits on disk.
 
 Chapter 15.
 """
@@ -29,18 +30,18 @@ from pathlib import Path
 
 import numpy as np
 
-from k2ref import attention, layout, memory, rates
+from k2ref import attention, disk, layout, memory, rates
 from k2ref.config import Config
 from k2ref.model import EMBEDDED
+from k2ref.residency import READERS
 from k2ref.stream import OWN, SHARE, chunk_tokens
 
 CONTEXT = 4096
 CONTEXTS = (4096, 32768, 262144)
 SO_FAR = (0, 10, 100)  # tokens of a run: the next one's time is told
 PROMPT = 32  # tokens of a short prompt
-# The machines of `table`: GB of memory. Their rates are assumptions, and it says so.
-MACHINES = (1024, 768, 512, 256, 128)
-SERVER_MEMORY, NVME = 200e9, 6e9  # bytes a second
+MACHINES = (1024, 768, 512, 256, 128)  # of `table`: GB of memory
+SERVER_MEMORY, NVME = 200e9, 6e9  # their bytes a second: assumed, and it says so
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Plan:
     dense_s: float  # what a token takes if all is in memory, without the experts
     expert_s: float  # and for them
     disk: float | None  # bytes a second; None: not known
+    last: float = 0.5  # the part of a layer's experts that is read together, and so comes last
     dense_here: int = 0  # bytes of the dense weights that the page cache has from before
     experts_here: int = 0  # and of the experts
-    fresh_read_s: float = 0.0  # seconds that a byte takes more to be read into new memory
-    fresh_s: float = 0.0  # seconds that a byte of memory takes more when it is first used
+    idle: disk.Idle = disk.Idle()  # what memory takes more that lay idle
 
     @property
     def room(self):
@@ -105,24 +106,22 @@ class Plan:
             return self.memory_s
         if not self.disk:
             return None
+        grown = self.grown(n_before)
         dense_s = self.dense_s + (self.dense - self.dense_kept) / self.disk
-        read_s = self.chosen * self.missed(n_before) / self.disk
-        read_s += self.fresh_read_s * self.grown(n_before)
-        return dense_s + max(self.expert_s, read_s) + self.touch_s(n_before)
+        dense_s += self.wake_s * (n_before == 0)
+        read_s = self.chosen * self.missed(n_before) / self.disk + self.idle.read_s * grown
+        expert_s = self.expert_s + self.idle.touch_s * grown
+        return dense_s + max(read_s + self.last * expert_s, self.last * read_s + expert_s)
 
     def grown(self, n_before=None):
         """Count the bytes of experts by which memory fills, not those that take others' place."""
-        is_full = 1 - self.unseen(n_before) >= self.share
-        return 0 if is_full else self.chosen * self.missed(n_before)
-
-    def touch_s(self, n_before=None):
-        """Count the seconds that first touches of memory take more than others."""
-        return self.fresh_s * (self.grown(n_before) + (self.ahead if n_before == 0 else 0))
+        return self.chosen * self.missed(n_before) * (1 - self.unseen(n_before) < self.share)
 
     def limit(self, n_before=None):
         """Say what a faster one of would help most: "memory" or "disk"."""
-        n_bytes, memory_s = self.from_disk(n_before), self.memory_s + self.touch_s(n_before)
-        return "disk" if n_bytes and n_bytes / self.disk > memory_s else "memory"
+        touch_s = self.idle.touch_s * self.grown(n_before) + self.wake_s * (n_before == 0)
+        n_bytes = self.from_disk(n_before)
+        return "disk" if n_bytes and n_bytes / self.disk > self.memory_s + touch_s else "memory"
 
     @property
     def ahead(self):
@@ -132,24 +131,30 @@ class Plan:
     @property
     def ahead_s(self):
         """Seconds to read them."""
-        return self.ahead * (1 / self.disk + self.fresh_read_s)
+        return self.ahead * (1 / self.disk + self.idle.read_s)
+
+    @property
+    def wake_s(self):
+        """Seconds that the first touch of them takes more."""
+        return self.idle.touch_s * max(0, self.ahead - self.idle.ready)
 
     def of_prompt(self, n_tokens):
         """Count the bytes of experts that a prompt reads at the beginning of a run."""
         return (1 - self.unseen(n_tokens)) * (self.experts - self.experts_here)
 
     def prompt_s(self, n_tokens):
-        """Count the seconds that it waits for them."""
+        """Count the seconds that this takes: of hundreds in a layer, no part comes last."""
         n_bytes = self.of_prompt(n_tokens)
         grown = min(n_bytes, self.share * self.experts)
-        return n_bytes / self.disk + self.fresh_read_s * grown + self.fresh_s * (grown + self.ahead)
+        read_s = n_bytes / self.disk + self.idle.read_s * grown
+        return max(read_s, self.idle.touch_s * grown) + self.wake_s
 
 
 def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
          cache_dtype="float32", here=(0, 0)) -> Plan:
     """Lay out a model's bytes under a budget of bytes, on a machine of this speed.
 
-    `here` are the bytes that are in memory before the run: `rates.in_page_cache`.
+    `here` are the bytes that are in memory before the run: `disk.in_page_cache`.
     """
     dense, experts = by_format(config)
     part = config.num_experts_per_tok / config.n_routed_experts
@@ -158,12 +163,12 @@ def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
     seconds = {format: n_bytes / speed.kernels[format] for format, n_bytes in dense.items()}
     return Plan(
         budget=int(budget), cache=kv_bytes(config, context, cache_dtype),
-        dense=sum(dense.values()),
-        experts=sum(experts.values()), chosen=chosen, beside=chosen // max(1, n_moe),
+        dense=sum(dense.values()), experts=sum(experts.values()), chosen=chosen,
+        beside=chosen // max(1, n_moe),
         dense_s=sum(seconds.values()) + config.num_hidden_layers * speed.layer_s,
         expert_s=sum(n * part / speed.kernels[format] for format, n in experts.items()),
-        disk=speed.disk, dense_here=here[0], experts_here=here[1],
-        fresh_read_s=speed.fresh_read_s, fresh_s=speed.fresh_s)
+        disk=speed.disk, last=min(1.0, READERS / config.num_experts_per_tok),
+        dense_here=here[0], experts_here=here[1], idle=speed.idle)
 
 
 def by_format(config: Config) -> tuple[Counter, Counter]:
@@ -201,16 +206,16 @@ def report(model_path=None, memory_bytes=None, threads=None, cache_dtype="float3
         raise ValueError("--memory: expected a number of GB, since this system does not say how "
                          "much memory is available, found none")
     budget = memory_bytes if given else SHARE * available
-    formats = sorted({*by_format(config)[0], *by_format(config)[1]})
-    here = rates.in_page_cache(path, config)
-    speed = rates.measure(path, threads, formats)
+    here = disk.in_page_cache(path, config)
+    speed = rates.measure(path, threads, sorted(set().union(*by_format(config))))
     plan = make(config, budget, speed, context, cache_dtype, here)
     origin = "" if given else f" ({SHARE:.0%} of what is available; --memory GB sets it)"
     if given and available is not None and budget > available:
         origin = f", though only {_gb(available)} are available now"
     return "\n\n".join([
         f"{path}\nthe plan for {_gb(budget)} of memory{origin}", _bytes(config, plan, context),
-        _machine(speed), _expected(config, plan), _contexts(config, cache_dtype)])
+        _machine(speed), _expected(config, plan), f"KV cache in {cache_dtype}: " + ", ".join(
+            f"{n >> 10}K tokens {_gb(kv_bytes(config, n, cache_dtype))}" for n in CONTEXTS)])
 
 
 def _gb(n_bytes) -> str:
@@ -243,15 +248,15 @@ def _bytes(config, plan, context) -> str:
 def _machine(speed) -> str:
     kernels = ", ".join(f"{rate / 1e9:.1f} GB/s of {format} weights"
                         for format, rate in speed.kernels.items())
-    disk = (f"{speed.disk / 1e9:.2f} GB/s, read as experts are" if speed.disk else
+    read = (f"{speed.disk / 1e9:.2f} GB/s, read as experts are" if speed.disk else
             "not measured: there are no files, or too little data in them")
     lines = [f"measured with {speed.threads} threads", f"  memory    {speed.memory / 1e9:.1f} GB/s",
              f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
-             f"  disk      {disk}"]
-    if speed.fresh_s:
-        filled_s = 1 / speed.disk + speed.fresh_read_s
-        lines.append(f"  new       memory that lay idle fills at {1e-9 / filled_s:.2f} GB/s and is "
-                     f"first touched at {1e-9 / speed.fresh_s:.2f} GB/s")
+             f"  disk      {read}"]
+    if speed.idle.touch_s:
+        filled = 1e-9 / (1 / speed.disk + speed.idle.read_s)
+        lines.append(f"  new       memory that lay idle fills at {filled:.2f} GB/s and is first "
+                     f"touched at {1e-9 / speed.idle.touch_s:.2f} GB/s")
     return "\n".join(lines)
 
 
@@ -259,15 +264,14 @@ def _expected(config, plan) -> str:
     if plan.token_s() is None:
         return (f"expected: {plan.memory_s:.3g} s a token in memory, and what the disk takes to "
                 f"read {_gb(plan.from_disk())}")
-    changes = plan.from_disk(0) != plan.from_disk()
-    head = f"{'tokens so far':15}{'from disk':>10}{'s a token':>11}{'tokens/s':>10}   the limit"
-    lines = ["expected, if experts are chosen evenly", f"  {head}"]
-    for n_before in (*SO_FAR * changes, None):
+    lines = ["expected, if experts are chosen evenly",
+             "  tokens so far   from disk  s a token  tokens/s   the limit"]
+    for n_before in (*SO_FAR * (plan.from_disk(0) != plan.from_disk()), None):
         token_s = plan.token_s(n_before)
-        name = "many" if n_before is None else str(n_before)
         speed = (f"{'not known':>21}   disk" if token_s is None else
                  f"{token_s:11.3g}{1 / token_s:10.3g}   {plan.limit(n_before)}")
-        lines.append(f"  {name:15}{_gb(plan.from_disk(n_before)):>10}{speed}")
+        so_far = "many" if n_before is None else n_before
+        lines.append(f"  {so_far:<15}{_gb(plan.from_disk(n_before)):>10}{speed}")
     if plan.disk:
         lines.append(f"  reading ahead takes {plan.ahead_s:.3g} s, once; a first prompt "
                      f"of {PROMPT} tokens reads {_gb(plan.of_prompt(PROMPT))}: "
@@ -275,11 +279,6 @@ def _expected(config, plan) -> str:
     chunk = chunk_tokens(config, plan.room - plan.dense_kept)
     return "\n".join([*lines, f"  a prompt goes through the layers {chunk:,} tokens at a time, "
                       "each expert read once for them all"])
-
-
-def _contexts(config, dtype) -> str:
-    sizes = [f"{n >> 10}K tokens {_gb(kv_bytes(config, n, dtype))}" for n in CONTEXTS]
-    return f"KV cache in {dtype}: {', '.join(sizes)}"
 
 
 def table(config: Config, memory_rate=SERVER_MEMORY, disk_rate=NVME) -> str:

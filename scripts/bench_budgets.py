@@ -14,10 +14,10 @@ from statistics import median
 import numpy as np
 
 import k2ref
-from k2ref import memory, plan, rates
+from k2ref import disk, memory, plan, rates
 
 MOST_WOKEN = 12e9  # bytes
-SETTLE_S = 15  # after which a host has most of what was given back
+SETTLE_S = 2, 2e-9  # after which a host has what was given back, all but a gigabyte; and for a byte
 THRASH = """
 import os, sys
 while True:
@@ -30,10 +30,23 @@ while True:
 def wake(n_bytes):
     """Touch that much free memory, so that the first to use it does not wait for the host.
 
-    See `rates.disk`. After some seconds without use it is the host's again.
+    See `disk.Idle`. After some seconds without use it is the host's again.
     """
     n_bytes = int(min(n_bytes, MOST_WOKEN, memory.available() / 2))
     np.empty(n_bytes, np.uint8)[::mmap.PAGESIZE] = 1
+
+
+def settle(n_bytes):
+    """Wait until the host of a virtual machine has that much memory that was given back."""
+    time.sleep(SETTLE_S[0] + SETTLE_S[1] * n_bytes)
+
+
+def give_back(files):
+    """Take files out of memory, and wait until it is idle."""
+    n_bytes = sum(file.in_memory(0, len(file.bytes)) for file in files)
+    for file in files:
+        file.let_go(0, len(file.bytes))
+    settle(n_bytes)
 
 
 def decode(model, ids):
@@ -46,35 +59,44 @@ def decode(model, ids):
     return times, digest.hexdigest()[:16]
 
 
-def at_budgets(path, model, ids, budgets):
-    """Decode under each budget, from a cold start, beside what the plan says of these tokens."""
+def at_budgets(path, model, ids, budgets, n_tokens):
+    """Decode under each budget, from a cold start, beside what the plan says; then `ids`, for bits.
+
+    Each budget has tokens of its own, since what was read a moment ago may be quicker to be had:
+    below a virtual machine's disk there are caches, too.
+    """
     rows, digests = {}, set()
-    for gigabytes in [None, *sorted(budgets, reverse=True)]:
+    for seed, gigabytes in enumerate([None, *sorted(budgets, reverse=True)]):
         name = f"memory_{gigabytes:.3g}_GB" if gigabytes else "memory_default"
+        own = np.random.default_rng(100 + seed).integers(0, model.config.vocab_size, n_tokens)
         try:
-            found, digest = cold_run(path, model, ids, gigabytes and gigabytes * 1e9)
+            found, streamed = cold_run(path, model, own, gigabytes and gigabytes * 1e9)
         except ValueError as error:  # less than a layer
             rows[name] = str(error)
             continue
         rows |= {f"{name}_{what}": value for what, value in found.items()}
-        digests.add(digest)
+        digests.add(decode(streamed, ids)[1])
+        del streamed  # what is mapped cannot be dropped
     return rows | {"same_bits_at_every_budget": len(digests) == 1, "bits": min(digests, default="")}
 
 
 def cold_run(path, model, ids, budget):
-    """Plan, load and decode with nothing in memory; watch what is there after every token."""
-    for file in model.files:
-        file.let_go(0, len(file.bytes))
-    time.sleep(SETTLE_S)
-    formats, here = {*chain(*plan.by_format(model.config))}, rates.in_page_cache(path, model.config)
+    """Plan, load and decode with nothing in memory; watch what is there after every token.
+
+    Before the plan and before the run there is a rest, as between two commands of a user: memory
+    that one gave back a moment ago would be quick for the other. Returns rows and the model.
+    """
+    give_back(model.files)
+    formats, here = {*chain(*plan.by_format(model.config))}, disk.in_page_cache(path, model.config)
     speed = rates.measure(path, model.threads, formats)
+    settle((disk.GROWN + disk.SLOW) * disk.ROUND * disk.PIECE)
     before, start_s = memory.read_from_disk(), time.perf_counter()
     own = k2ref.load(path, model.threads, memory=budget)
     load_s, load_read = time.perf_counter() - start_s, memory.read_from_disk() - before
     made = plan.make(own.config, own.stream.memory, speed, len(ids), here=here)
-    most, cache, digest = 0, k2ref.KVCache(own.config, len(ids)), hashlib.sha256()
+    most, cache = 0, k2ref.KVCache(own.config, len(ids))
     for i in ids:
-        digest.update(k2ref.forward(own, [i], cache).tobytes())
+        k2ref.forward(own, [i], cache)
         most = max(most, in_use(own))
     passes, half, n = list(own.stream.meter.passes), len(ids) // 2, len(ids)
     late, planned_s = passes[half:], [made.token_s(k) for k in range(n)]
@@ -88,8 +110,9 @@ def cold_run(path, model, ids, budget):
         "read_over_missed": sum(p.read for p in passes[1:]) / max(
             1, sum(p.missed for p in passes[1:])),
         "planned_disk_GB/s": speed.disk and speed.disk / 1e9,
-        "planned_fresh_s/GB": speed.fresh_s * 1e9, "planned_fresh_read_s/GB":
-        speed.fresh_read_s * 1e9,
+        "planned_idle_read_s/GB": speed.idle.read_s * 1e9,
+        "planned_idle_touch_s/GB": speed.idle.touch_s * 1e9,
+        "planned_ready_GB": speed.idle.ready / 1e9,
         "disk_GB/s": own.stream.meter.total.rate / 1e9}
     if None not in planned_s:
         rows |= {"over_planned": sum(time_s) / sum(planned_s),
@@ -98,7 +121,7 @@ def cold_run(path, model, ids, budget):
                  "read_over_planned": sum(p.read for p in passes) / sum(map(made.from_disk,
                                                                             range(n))),
                  "load_over_planned": load_s / max(1e-9, made.ahead_s)}
-    return rows, digest.hexdigest()[:16]
+    return rows, own
 
 
 def in_use(model):

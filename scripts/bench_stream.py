@@ -48,7 +48,8 @@ def main():
     model = k2ref.load(args.checkpoint, args.threads, memory=1 << 50)
     plain = mapped(args.checkpoint, model.threads)
     n_bytes = sum(len(file.bytes) for file in model.files)
-    budgets = args.memory or [share * n_bytes / 1e9 for share in SHARES]
+    shares = SHARES[1:2] if args.quick else SHARES
+    budgets = args.memory or [share * n_bytes / 1e9 for share in shares]
     ids = np.random.default_rng(7).integers(0, model.config.vocab_size, n_tokens)
     rows = {"checkpoint_GB": n_bytes / 1e9, "dense_GB": model.stream.kept_bytes / 1e9,
             "kernels": ops.kernels_name(), "threads": model.threads}
@@ -62,8 +63,8 @@ def main():
         rows |= guesses(model, ids)
     del plain  # what is mapped cannot be dropped
     if "budgets" in args.only:
-        more = np.random.default_rng(8).integers(0, model.config.vocab_size, 4 * n_tokens)
-        rows |= at_budgets(args.checkpoint, model, more, budgets)
+        n_more = (2 if args.quick else 4) * n_tokens
+        rows |= at_budgets(args.checkpoint, model, ids[:4], budgets, n_more)
     if args.soak:
         rows |= soak(args.checkpoint, model, ids, min(budgets), args.soak * 60)
     for name, value in rows.items():

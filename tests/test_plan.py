@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import attention, memory, plan, rates, stream
+from k2ref import attention, disk, memory, plan, rates, stream
 from k2ref.config import Config
 from k2ref.pages import File
 from k2ref.shards import open_shards
@@ -46,8 +46,12 @@ def test_a_budget_for_a_part_of_the_experts():
     made = plan.make(K2, budget, rates_of())
     assert made.dense_kept == made.dense and made.share == 0.25
     assert made.from_disk() == 0.75 * made.chosen and made.limit() == "disk"
-    dense_s = made.dense / 50e9 + 61 * 1e-4
-    assert made.token_s() == pytest.approx(dense_s + 0.75 * made.chosen / 5e9, rel=1e-12)
+    dense_s, expert_s = made.dense / 50e9 + 61 * 1e-4, made.chosen / 40e9
+    read_s = 0.75 * made.chosen / 5e9  # while 4 of 8 experts are multiplied
+    assert made.token_s() == pytest.approx(dense_s + read_s + expert_s / 2, rel=1e-12)
+    quick = plan.make(K2, budget, rates_of(disk=100e9))
+    read_s = 0.75 * made.chosen / 100e9  # the first 4; the others come while those are multiplied
+    assert quick.token_s() == pytest.approx(dense_s + read_s / 2 + expert_s, rel=1e-12)
 
 
 def test_experts_come_from_disk_when_they_are_first_chosen():
@@ -90,16 +94,17 @@ def test_the_first_tokens_and_the_many(share, here, n):
 
 
 def test_memory_that_is_slow_at_first_counts_where_the_weights_grow():
-    slow = dataclasses.replace(rates_of(), fresh_read_s=1e-9, fresh_s=2e-9)
+    slow = dataclasses.replace(rates_of(), idle=disk.Idle(1e-9, 2e-9, 10**9))
     full, plain = (plan.make(K2, 1024e9, speed) for speed in (slow, rates_of()))
-    more_s = 3e-9 * full.chosen + 2e-9 * full.dense
-    assert full.token_s(0) - plain.token_s(0) == pytest.approx(more_s)
-    assert full.token_s(5) - plain.token_s(5) == pytest.approx(3e-9 * full.from_disk(5))
+    wake_s = 2e-9 * (full.dense - 10**9)
+    for n, dense_s in ((0, full.dense_s + wake_s), (5, full.dense_s)):
+        read_s, multiply_s = 1.2e-9 * full.from_disk(n), full.expert_s + 2e-9 * full.from_disk(n)
+        assert full.token_s(n) == pytest.approx(dense_s + read_s / 2 + multiply_s)
     assert full.token_s() == plain.token_s()
     assert plain.ahead_s == full.dense / 5e9
     assert full.ahead_s - plain.ahead_s == pytest.approx(1e-9 * full.dense)
-    assert full.prompt_s(32) == pytest.approx(full.of_prompt(32) * (1 / 5e9 + 3e-9)
-                                              + 2e-9 * full.dense)
+    assert full.prompt_s(32) == pytest.approx(2e-9 * full.of_prompt(32) + wake_s)
+    assert plain.prompt_s(32) == plain.of_prompt(32) / 5e9
     small = plan.make(K2, 64e9, slow)  # is full after some tokens: then others' places are taken
     n_full = next(n for n in range(1000) if 1 - small.unseen(n) >= small.share)
     assert small.grown(n_full - 1) == small.from_disk(n_full - 1) and small.grown(n_full) == 0
@@ -115,11 +120,11 @@ def test_what_the_page_cache_has_is_not_read(tmp_path):
         file.fetch(0, len(file.bytes))
     if files[0].in_memory(0, len(files[0].bytes)) is None:
         pytest.skip("this system does not tell what is in memory")
-    dense, experts = rates.in_page_cache(path, config)
+    dense, experts = disk.in_page_cache(path, config)
     assert dense == sum(kinds.values()) - kinds["experts"] - kinds["embedding"]
     assert 0 <= kinds["experts"] - experts < 1 << 16  # edges of pages
     (path / "model-00002-of-000002.safetensors").unlink()
-    assert rates.in_page_cache(path, config) == (0, 0)
+    assert disk.in_page_cache(path, config) == (0, 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -236,22 +241,22 @@ def test_the_report_of_a_model_whose_disk_cannot_be_timed(monkeypatch):
     assert "not measured: there are no files" in plan.report(None, int(1e9))
     small = plan.report(None, stream.OWN + 100_000)
     assert "and what the disk takes" in small and "tokens/s" not in small
-    monkeypatch.setattr(rates, "in_page_cache", lambda *_: (0, 0))
+    monkeypatch.setattr(disk, "in_page_cache", lambda *_: (0, 0))
     assert re.search(r"\n  0 +[\d.]+ MB +not known   disk\n", plan.report(None, int(1e9)))
 
 
 def test_the_report_counts_what_is_in_memory(measured, monkeypatch):
-    monkeypatch.setattr(rates, "in_page_cache", lambda *_: (10**5, 0))
+    monkeypatch.setattr(disk, "in_page_cache", lambda *_: (10**5, 0))
     assert "in memory from before: 0.1 MB of the dense weights, nothing of the experts" in \
         plan.report(None, int(1e9))
     experts = k2ref.load().config.n_bytes_by_kind["experts"]
-    monkeypatch.setattr(rates, "in_page_cache", lambda *_: (10**5, experts))
+    monkeypatch.setattr(disk, "in_page_cache", lambda *_: (10**5, experts))
     text = plan.report(None, int(1e9))
     assert "\n  many " in text and "\n  0 " not in text  # nothing changes, so one line says it
 
 
 def test_the_report_tells_of_slow_first_touches(monkeypatch):
-    slow = dataclasses.replace(rates_of(), fresh_read_s=3e-10, fresh_s=2e-9)
+    slow = dataclasses.replace(rates_of(), idle=disk.Idle(3e-10, 2e-9, 0))
     monkeypatch.setattr(rates, "measure", lambda *_: slow)
     text = plan.report(None, int(1e9))
     assert "memory that lay idle fills at 2.00 GB/s and is first touched at 0.50 GB/s" in text
@@ -274,7 +279,7 @@ def test_the_table_of_the_readme():
 def test_rates_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "SIZE", 1 << 20)
     monkeypatch.setattr(rates, "TIME_S", 0.01)
-    monkeypatch.setattr(rates, "PIECE", 1 << 20)
+    monkeypatch.setattr(disk, "PIECE", 1 << 20)
     path = tmp_path / "model.safetensors"
     path.write_bytes(os.urandom(3 << 23))
     found = rates.measure(tmp_path, 2, ("bf16", "int4", "fp8"))
@@ -282,106 +287,4 @@ def test_rates_are_measured(tmp_path, monkeypatch):
     for rate in (found.memory, *found.kernels.values(), found.disk, found.layer_s):
         assert 0 < rate < 1e15
     none = rates.measure(None, 1, ())
-    assert (none.disk, none.fresh_read_s, none.fresh_s) == (None, 0, 0)
-
-
-@pytest.mark.parametrize("fails_at", ["open", "read"])
-def test_a_file_system_without_direct_reads_is_timed_all_the_same(tmp_path, monkeypatch, fails_at):
-    if not hasattr(os, "O_DIRECT") or not hasattr(os, "preadv"):
-        pytest.skip("this system has no direct reads")
-    path, opened = tmp_path / "a.safetensors", []
-    monkeypatch.setattr(rates, "PIECE", 1 << 20)
-    path.write_bytes(os.urandom(rates.PIECE))
-    real_open, real_read = os.open, os.preadv
-
-    def open_(file, flags):
-        if flags & os.O_DIRECT and fails_at == "open":
-            raise OSError(22, "Invalid argument")
-        opened.append((real_open(file, flags & ~os.O_DIRECT), flags & os.O_DIRECT))
-        return opened[-1][0]
-
-    def read(fd, *rest):
-        if opened[-1][1]:
-            raise OSError(22, "Invalid argument")
-        return real_read(fd, *rest)
-
-    monkeypatch.setattr(os, "open", open_)
-    monkeypatch.setattr(os, "preadv", read)
-    assert rates._read_uncached(path, 0, bytearray(rates.PIECE)) == rates.PIECE
-
-
-def test_the_disk_is_timed_as_experts_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(rates, "TIME_S", 0.2)
-    monkeypatch.setattr(rates, "PIECE", piece := 1 << 20)
-    path, fetched, let_go = tmp_path / "model.safetensors", [], []
-    path.write_bytes(os.urandom((50 << 20) + 5))
-    here = drop(path)
-    if here(0, 50 << 20) != 0:
-        pytest.skip("this system does not drop what it has in memory, or does not tell")
-    with open(path, "rb") as file:
-        file.seek(7 << 20)
-        file.read(piece)
-    before = here(0, 50 << 20)
-    real_fetch, real_let_go = File.fetch, File.let_go
-    monkeypatch.setattr(File, "fetch", lambda self, start, stop: (
-        fetched.append((start, stop)), real_fetch(self, start, stop)))
-    monkeypatch.setattr(File, "let_go", lambda self, start, stop: (
-        let_go.append((start, stop)), real_let_go(self, start, stop)))
-    rate, *fresh = rates.disk(tmp_path, 2)
-    assert rate > 0 and all(0 <= more_s < 1e-6 for more_s in fresh)
-    assert len(fetched) > rates.ROUND and sorted(fetched) == sorted(set(let_go)) == sorted(let_go)
-    assert all(stop - start == piece and start % piece == 0 for start, stop in fetched)
-    # What was in memory was not read, and is there still; the rest is not.
-    assert not any(start < 8 << 20 and stop > 7 << 20 for start, stop in fetched)
-    assert here(0, 50 << 20) == before
-    assert [start for start, _ in let_go] != [start for start, _ in fetched]  # two were held
-
-
-def drop(path):
-    """Take a file out of the page cache; return a function that counts its bytes there."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return rates._opened(path).in_memory
-
-
-def test_a_disk_whose_files_are_in_memory_is_timed_past_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(rates, "TIME_S", 0.01)
-    monkeypatch.setattr(rates, "PIECE", 1 << 20)
-    (tmp_path / "model.safetensors").write_bytes(os.urandom(3 << 20))
-    monkeypatch.setattr(File, "in_memory", lambda self, start, stop: stop - start)
-    monkeypatch.setattr(File, "fetch", None)
-    rate, *fresh = rates.disk(tmp_path, 2)
-    assert rate > 0 and fresh == [0, 0]
-
-
-QUICK = rates.Round(5e-10, 1.2e-11, 1e-11)
-SLOW = rates.Round(9e-10, 2e-9, 1e-11)
-
-
-@given(n_quick=st.integers(0, 9), n_slow=st.integers(0, 5), n_mixed=st.integers(0, 3))
-def test_rounds_in_idle_memory_are_told_from_others(n_quick, n_slow, n_mixed):
-    mixed = rates.Round(7e-10, 5e-10, 1e-11)
-    found = n_quick * [QUICK] + n_slow * [SLOW] + n_mixed * [mixed]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rates, "_files", lambda _: [])
-        patch.setattr(rates, "_rounds", lambda *_: found)
-        rate, read_s, touch_s = rates.disk("", 1)
-    if not found:
-        assert (rate, read_s, touch_s) == (None, 0, 0)
-    elif n_quick:
-        assert rate == 1 / QUICK.read_s
-        slow = SLOW if n_slow else mixed
-        expected = (slow.read_s - QUICK.read_s, slow.first_s - slow.again_s)
-        assert (read_s, touch_s) == (expected if n_slow + n_mixed > 1 else (0, 0))
-    else:  # then there is nothing to tell them from
-        assert rate == 1 / np.median([round.read_s for round in found])
-
-
-def test_holes_and_small_files_are_not_timed(tmp_path):
-    (tmp_path / "small.safetensors").write_bytes(bytes(1000))
-    with open(tmp_path / "hole.safetensors", "wb") as file:
-        file.truncate(1 << 30)
-    if (tmp_path / "hole.safetensors").stat().st_blocks == 0:
-        assert rates.disk(tmp_path, 1) == (None, 0, 0)
+    assert none.disk is None and none.idle == (0, 0, 0)
