@@ -1,5 +1,8 @@
 """Batches of lessons: the proof of the split survives the way to the trainer, evaluated questions
-do not; and the schedule. PyTorch is needed, so this runs with the oracles."""
+do not; and the training: its schedule, and that the same command makes the same model. PyTorch is
+needed, so this runs with the oracles."""
+
+import shutil
 
 import pytest
 
@@ -8,6 +11,7 @@ import tiny_batches  # noqa: E402
 import train_tiny  # noqa: E402
 
 import k2ref  # noqa: E402
+from k2ref.model import EMBEDDED  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -49,3 +53,21 @@ def test_the_schedule_is_that_of_the_model_that_comes_with_k2ref():
         rate = min((step + 1) / 60, 1, (steps - step) / (0.45 * steps))
         # Nine roundings of numbers up to 1 / 0.45.
         assert abs(train_tiny.schedule(step, args.steps) - rate) < 9 * 2**-53 / 0.45
+
+
+def test_the_same_command_makes_the_same_model_also_when_it_was_left_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_tiny, "answers", lambda *_: (0.0, 0, 0))  # only for the report
+
+    def trained(name, *options):
+        out = tmp_path / name
+        if not out.exists():  # the vocabulary takes long to make, and is that of the embedded model
+            out.mkdir()
+            for file in ("tiktoken.model", "tokenizer_config.json"):
+                shutil.copy(EMBEDDED / file, out)
+        train_tiny.main(["--out", str(out), "--work", f"{out}.pt", "--device", "cpu",
+                         "--steps", "3", "--tokens", "1000", "--long", "0", *options])
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    whole = trained("whole")
+    assert trained("parts", "--seconds", "0").keys() < whole.keys()  # no weights yet
+    assert trained("parts", "--workers", "2") == whole
