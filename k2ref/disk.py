@@ -59,25 +59,28 @@ class Round(NamedTuple):
         return self.first_s > 30 * self.again_s
 
 
-def measure(path, threads) -> tuple[float | None, Idle]:
+def measure(path, threads) -> tuple[float | None, Idle, tuple[float, float] | None]:
     """Measure how fast the streamer gets experts from the files of a checkpoint.
 
-    Returns bytes a second, or None where the files cannot tell: they are holes, or too small; and
-    what memory takes more that lay idle.
+    Returns bytes a second, or None where the files cannot tell: they are holes, or too small; what
+    memory takes more that lay idle; and the bytes a second of the slowest and the quickest round,
+    or None. Where these lie far apart, the disk is shared, or has caches, and a run may find
+    another one.
     """
     files = _files(path)
     grown, same = _rounds(files, threads)
     if not grown:
-        return _past_the_cache(files), Idle()
+        return _past_the_cache(files), Idle(), None
     median, first, later = statistics.median, grown[:GROWN], grown[GROWN:]
-    quick = [found for found in same or grown if not found.is_slow]
-    read_s = median(found.read_s for found in quick or grown)
+    quick = [found.read_s for found in same or grown if not found.is_slow]
+    quick = quick or [found.read_s for found in grown]
+    read_s, rounds = median(quick), (1 / max(quick), 1 / min(quick))
     if 2 * sum(found.is_slow for found in later) <= len(later):
-        return 1 / read_s, Idle()
+        return 1 / read_s, Idle(), rounds
     touch_s = median(found.first_s - found.again_s for found in later)
     ready = sum(max(0.0, 1 - found.first_s / touch_s) for found in first) * ROUND * PIECE
     return 1 / read_s, Idle(max(0.0, median(found.read_s for found in later) - read_s), touch_s,
-                            int(ready))
+                            int(ready)), rounds
 
 
 def _rounds(files, threads):

@@ -214,7 +214,7 @@ def report(model_path=None, memory_bytes=None, threads=None, cache_dtype="float3
         origin = f", though only {_gb(available)} are available now"
     return "\n\n".join([
         f"{path}\nthe plan for {_gb(budget)} of memory{origin}", _bytes(config, plan, context),
-        _machine(speed), _expected(config, plan), f"KV cache in {cache_dtype}: " + ", ".join(
+        rates.describe(speed), _expected(config, plan), f"KV cache in {cache_dtype}: " + ", ".join(
             f"{n >> 10}K tokens {_gb(kv_bytes(config, n, cache_dtype))}" for n in CONTEXTS)])
 
 
@@ -242,21 +242,6 @@ def _bytes(config, plan, context) -> str:
     if plan.dense_here or plan.experts_here:
         lines.append(f"in memory from before: {_gb(plan.dense_here)} of the dense weights, "
                      f"{_gb(plan.experts_here)} of the experts")
-    return "\n".join(lines)
-
-
-def _machine(speed) -> str:
-    kernels = ", ".join(f"{rate / 1e9:.1f} GB/s of {format} weights"
-                        for format, rate in speed.kernels.items())
-    read = (f"{speed.disk / 1e9:.2f} GB/s, read as experts are" if speed.disk else
-            "not measured: there are no files, or too little data in them")
-    lines = [f"measured with {speed.threads} threads", f"  memory    {speed.memory / 1e9:.1f} GB/s",
-             f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
-             f"  disk      {read}"]
-    if speed.idle.touch_s:
-        filled = 1e-9 / (1 / speed.disk + speed.idle.read_s)
-        lines.append(f"  new       memory that lay idle fills at {filled:.2f} GB/s and is first "
-                     f"touched at {1e-9 / speed.idle.touch_s:.2f} GB/s")
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ class Rates:
     layer_s: float  # seconds that a layer takes besides: calls, norms, a short attention
     threads: int
     idle: disk.Idle = disk.Idle()  # what memory takes more that lay idle
+    rounds: tuple[float, float] | None = None  # the slowest and the quickest reads of the disk
 
 
 def measure(path=None, threads=None, formats=("bf16", "int4")) -> Rates:
@@ -40,9 +41,9 @@ def measure(path=None, threads=None, formats=("bf16", "int4")) -> Rates:
     """
     threads = threads or ops.default_threads()
     # Before the others have used much memory.
-    rate, idle = disk.measure(path, threads) if path else (None, disk.Idle())
+    rate, idle, rounds = disk.measure(path, threads) if path else (None, disk.Idle(), None)
     return Rates(memory(threads), {format: kernels(format, threads) for format in formats}, rate,
-                 layer(threads), threads, idle)
+                 layer(threads), threads, idle, rounds)
 
 
 def memory(threads) -> float:
@@ -99,3 +100,23 @@ def _typical_rate(work, n_bytes) -> float:
         work()
         rounds_s.append(time.perf_counter() - start_s)
     return n_bytes / statistics.median(rounds_s)
+
+
+def describe(speed: Rates) -> str:
+    """Say in readable text what was measured."""
+    kernels = ", ".join(f"{rate / 1e9:.1f} GB/s of {format} weights"
+                        for format, rate in speed.kernels.items())
+    read = "not measured: there are no files, or too little data in them"
+    if speed.disk:
+        read = f"{speed.disk / 1e9:.2f} GB/s, read as experts are"
+    if speed.rounds:
+        read += ", {:.2f} to {:.2f} from one time to the other".format(
+            *(rate / 1e9 for rate in speed.rounds))
+    lines = [f"measured with {speed.threads} threads", f"  memory    {speed.memory / 1e9:.1f} GB/s",
+             f"  kernels   {kernels}; {speed.layer_s * 1e3:.2f} ms a layer besides",
+             f"  disk      {read}"]
+    if speed.idle.touch_s:
+        filled = 1e-9 / (1 / speed.disk + speed.idle.read_s)
+        lines.append(f"  new       memory that lay idle fills at {filled:.2f} GB/s and is first "
+                     f"touched at {1e-9 / speed.idle.touch_s:.2f} GB/s")
+    return "\n".join(lines)

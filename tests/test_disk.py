@@ -53,8 +53,8 @@ def test_the_disk_is_timed_as_experts_are_read(tmp_path, monkeypatch):
         fetched.append((start, stop)), real_fetch(self, start, stop)))
     monkeypatch.setattr(File, "let_go", lambda self, start, stop: (
         let_go.append((start, stop)), real_let_go(self, start, stop)))
-    rate, idle = disk.measure(tmp_path, 2)
-    assert rate > 0 and 0 <= idle.read_s < 1e-6 and 0 <= idle.touch_s < 1e-6
+    rate, idle, (low, high) = disk.measure(tmp_path, 2)
+    assert 0 < low <= rate <= high and 0 <= idle.read_s < 1e-6 and 0 <= idle.touch_s < 1e-6
     assert len(fetched) > disk.ROUND and sorted(fetched) == sorted(set(let_go)) == sorted(let_go)
     assert all(stop - start == piece and start % piece == 0 for start, stop in fetched)
     # What was in memory was not read, and is there still; the rest is not.
@@ -93,8 +93,8 @@ def test_a_disk_whose_files_are_in_memory_is_timed_past_it(tmp_path, monkeypatch
     (tmp_path / "model.safetensors").write_bytes(os.urandom(3 << 20))
     monkeypatch.setattr(File, "in_memory", lambda self, start, stop: stop - start)
     monkeypatch.setattr(File, "fetch", None)
-    rate, idle = disk.measure(tmp_path, 2)
-    assert rate > 0 and idle == (0, 0, 0)
+    rate, idle, rounds = disk.measure(tmp_path, 2)
+    assert rate > 0 and idle == (0, 0, 0) and rounds is None
 
 
 QUICK = disk.Round(5e-10, 1.2e-11, 1e-11)
@@ -111,12 +111,13 @@ def test_rounds_in_idle_memory_are_told_from_others(first, later, same):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(disk, "_files", lambda _: [])
         patch.setattr(disk, "_rounds", lambda *_: (grown, same if grown else []))
-        rate, idle = disk.measure("", 1)
+        rate, idle, rounds = disk.measure("", 1)
     if not grown:
-        assert rate is None and idle == (0, 0, 0)
+        assert rate is None and idle == (0, 0, 0) and rounds is None
         return
-    quick = QUICK in (same or grown)
-    assert rate == 1 / (QUICK.read_s if quick else np.median([found.read_s for found in grown]))
+    read_s = [found.read_s for found in grown]
+    read_s = [QUICK.read_s] if QUICK in (same or grown) else read_s
+    assert rate == 1 / np.median(read_s) and rounds == (1 / max(read_s), 1 / min(read_s))
     if later.count(SLOW) <= len(later) / 2:
         assert idle == (0, 0, 0)
     else:
@@ -131,4 +132,4 @@ def test_holes_and_small_files_are_not_timed(tmp_path):
     with open(tmp_path / "hole.safetensors", "wb") as file:
         file.truncate(1 << 30)
     if (tmp_path / "hole.safetensors").stat().st_blocks == 0:
-        assert disk.measure(tmp_path, 1) == (None, (0, 0, 0))
+        assert disk.measure(tmp_path, 1) == (None, (0, 0, 0), None)

@@ -256,9 +256,10 @@ def test_the_report_counts_what_is_in_memory(measured, monkeypatch):
 
 
 def test_the_report_tells_of_slow_first_touches(monkeypatch):
-    slow = dataclasses.replace(rates_of(), idle=disk.Idle(3e-10, 2e-9, 0))
+    slow = dataclasses.replace(rates_of(), idle=disk.Idle(3e-10, 2e-9, 0), rounds=(1e8, 6e9))
     monkeypatch.setattr(rates, "measure", lambda *_: slow)
     text = plan.report(None, int(1e9))
+    assert "5.00 GB/s, read as experts are, 0.10 to 6.00 from one time to the other" in text
     assert "memory that lay idle fills at 2.00 GB/s and is first touched at 0.50 GB/s" in text
 
 
