@@ -17,7 +17,8 @@ import k2ref
 from k2ref import disk, memory, plan, rates
 
 MOST_WOKEN = 12e9  # bytes
-SETTLE_S = 2, 2e-9  # after which a host has what was given back, all but a gigabyte; and for a byte
+SETTLE_S = 2  # until a host begins to take memory that was given back
+SETTLE_S_PER_BYTE = 2e-9  # and until it has all of it, but for a gigabyte or so
 THRASH = """
 import os, sys
 while True:
@@ -38,7 +39,7 @@ def wake(n_bytes):
 
 def settle(n_bytes):
     """Wait until the host of a virtual machine has that much memory that was given back."""
-    time.sleep(SETTLE_S[0] + SETTLE_S[1] * n_bytes)
+    time.sleep(SETTLE_S + SETTLE_S_PER_BYTE * n_bytes)
 
 
 def give_back(files):
@@ -68,9 +69,9 @@ def at_budgets(path, model, ids, budgets, n_tokens):
     rows, digests = {}, set()
     for seed, gigabytes in enumerate([None, *sorted(budgets, reverse=True)]):
         name = f"memory_{gigabytes:.3g}_GB" if gigabytes else "memory_default"
-        own = np.random.default_rng(100 + seed).integers(0, model.config.vocab_size, n_tokens)
+        tokens = np.random.default_rng(100 + seed).integers(0, model.config.vocab_size, n_tokens)
         try:
-            found, streamed = cold_run(path, model, own, gigabytes and gigabytes * 1e9)
+            found, streamed = cold_run(path, model, tokens, gigabytes and gigabytes * 1e9)
         except ValueError as error:  # less than a layer
             rows[name] = str(error)
             continue
