@@ -57,7 +57,7 @@ class Plan:
     dense_s: float  # what a token takes if all is in memory, without the experts
     expert_s: float  # and for them
     disk: float | None  # bytes a second; None: not known
-    last: float = 0.5  # the part of a layer's experts that is read together, and so comes last
+    last: float  # the part of a layer's experts that is read together, and so comes last
     dense_here: int = 0  # bytes of the dense weights that the page cache has from before
     experts_here: int = 0  # and of the experts
     idle: disk.Idle = disk.Idle()  # what memory takes more that lay idle

@@ -1,7 +1,7 @@
 """How fast this machine is: its memory, its kernels, and the disk that a checkpoint lies on.
 
-A few numbers in a few seconds, which `plan.py` divides by. Each is measured the way it is used: the
-kernels on matrices larger than any cache, the disk as `disk.py` says.
+A few numbers in ten seconds or so, which `plan.py` divides by. Each is measured the way it is used:
+the kernels on matrices larger than any cache, the disk as `disk.py` says.
 
 Chapter 15.
 """

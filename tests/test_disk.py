@@ -4,11 +4,14 @@ import os
 
 import numpy as np
 import pytest
+from checkpoints import tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2ref import disk
+from k2ref.config import Config
 from k2ref.pages import File
+from k2ref.shards import open_shards
 
 
 @pytest.mark.parametrize("fails_at", ["open", "read"])
@@ -133,3 +136,19 @@ def test_holes_and_small_files_are_not_timed(tmp_path):
         file.truncate(1 << 30)
     if (tmp_path / "hole.safetensors").stat().st_blocks == 0:
         assert disk.measure(tmp_path, 1) == (None, (0, 0, 0), None)
+
+
+def test_what_the_page_cache_has_is_not_read(tmp_path):
+    path = write_checkpoint(tmp_path, {**tiny_config(), "moe_intermediate_size": 512})
+    config = Config.from_dir(path)
+    kinds = config.n_bytes_by_kind
+    files = [File(shard) for shard in open_shards(path)[0]]
+    for file in files:
+        file.fetch(0, len(file.bytes))
+    if files[0].in_memory(0, len(files[0].bytes)) is None:
+        pytest.skip("this system does not tell what is in memory")
+    dense, experts = disk.in_page_cache(path, config)
+    assert dense == sum(kinds.values()) - kinds["experts"] - kinds["embedding"]
+    assert 0 <= kinds["experts"] - experts < 1 << 16  # edges of pages
+    (path / "model-00002-of-000002.safetensors").unlink()
+    assert disk.in_page_cache(path, config) == (0, 0)

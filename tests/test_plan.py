@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 import k2ref
 from k2ref import attention, disk, memory, plan, rates, stream
 from k2ref.config import Config
-from k2ref.pages import File
-from k2ref.shards import open_shards
 
 OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
 K2 = Config.from_dict(json.loads(OFFICIAL.read_text(encoding="utf-8")))
@@ -109,22 +107,6 @@ def test_memory_that_is_slow_at_first_counts_where_the_weights_grow():
     n_full = next(n for n in range(1000) if 1 - small.unseen(n) >= small.share)
     assert small.grown(n_full - 1) == small.from_disk(n_full - 1) and small.grown(n_full) == 0
     assert small.token_s(n_full) == plan.make(K2, 64e9, rates_of()).token_s(n_full)
-
-
-def test_what_the_page_cache_has_is_not_read(tmp_path):
-    path = write_checkpoint(tmp_path, {**tiny_config(), "moe_intermediate_size": 512})
-    config = Config.from_dir(path)
-    kinds = config.n_bytes_by_kind
-    files = [File(shard) for shard in open_shards(path)[0]]
-    for file in files:
-        file.fetch(0, len(file.bytes))
-    if files[0].in_memory(0, len(files[0].bytes)) is None:
-        pytest.skip("this system does not tell what is in memory")
-    dense, experts = disk.in_page_cache(path, config)
-    assert dense == sum(kinds.values()) - kinds["experts"] - kinds["embedding"]
-    assert 0 <= kinds["experts"] - experts < 1 << 16  # edges of pages
-    (path / "model-00002-of-000002.safetensors").unlink()
-    assert disk.in_page_cache(path, config) == (0, 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
