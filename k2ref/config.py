@@ -11,13 +11,13 @@ Chapter 03.
 """
 
 import dataclasses
-import json
 import math
+import os
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
-from k2ref import layout
+from k2ref import intake, layout
 from k2ref.fields import ConfigError, build, check_fields, expect
 
 # A missing field means the first value; so it is in the official configuration_deepseek.py, too.
@@ -116,15 +116,10 @@ class Config:
         Raises: ConfigError if it is missing, not a JSON object, or not a model k2ref can run.
         """
         file = Path(path) / "config.json"
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"{file} cannot be read ({error.strerror}); expected the directory of a checkpoint "
-                "as downloaded from the hub"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{file}: expected JSON, found something else ({error})") from error
+        expected = "the directory of a checkpoint as downloaded from the hub"
+        if not os.path.lexists(file):
+            raise ConfigError(f"{file} cannot be read (there is none); expected {expected}")
+        values = intake.read_json(file, intake.MOST_CONFIG, ConfigError)
         try:
             return cls.from_dict(values)
         except ConfigError as error:

@@ -6,7 +6,7 @@ everything between token ids and logits. There is no batch axis: one sequence of
 Chapter 11.
 """
 
-import json
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from k2ref import attention as attn
+from k2ref import intake, ops, template
 from k2ref import moe as experts
-from k2ref import ops, template
 from k2ref.attention import KVCache
 from k2ref.checkpoint import Checkpoint
 from k2ref.config import Config, ConfigError
@@ -84,7 +84,7 @@ def load(path=None, threads=None, memory=None, lock=False, on_progress=None):
         raise ValueError(f"threads: expected a positive whole number, found {threads!r}")
     ops.kernels_name()  # refuses a K2REF_KERNELS that this machine cannot run
     config = Config.from_dir(path)
-    tokenizer = Tokenizer.from_dir(path) if (path / "tiktoken.model").exists() else None
+    tokenizer = Tokenizer.from_dir(path) if os.path.lexists(path / "tiktoken.model") else None
     if tokenizer is not None:
         if tokenizer.n_vocab > config.vocab_size:
             raise ConfigError(f"{path}: vocab_size is {config.vocab_size} in config.json, but the "
@@ -131,13 +131,9 @@ def bind_layer(checkpoint, config, i):
 
 def _generation_defaults(path):
     file = path / "generation_config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: expected a JSON object, found something else "
-                          f"({error})") from error
+    values = intake.read_json(file, intake.MOST_CONFIG, ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {type(values).__name__}")
     return values

@@ -14,19 +14,19 @@ Chapter 03.
 """
 
 import gc
-import json
 import math
 import mmap
 import os
-import stat
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from k2ref import intake
+from k2ref.intake import quoted
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_JSON_BYTES = 100_000_000  # the safetensors library's own limit for a header
 BYTES_OF = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -131,17 +131,12 @@ def not_in_shards(directory, weight_map: dict[str, str], tensors) -> CheckpointE
 def _read_index(directory: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return `{shard: its tensors}`, sorted, and the index's `{tensor: shard}` as it is written."""
     # Trap: names are never made up from a pattern: the official ones end in a total of six digits.
-    path = _inside(directory, INDEX)
-    try:
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_JSON_BYTES:
-            raise mismatch(path, f"at most {MAX_JSON_BYTES} bytes", f"{n_bytes}")
-        index = _parse(path, path.read_bytes())
-    except OSError as error:
-        raise mismatch(path, "a readable file", error.strerror) from error
+    path = directory / INDEX
+    real = _inside(directory, INDEX)
+    index = _object(path, intake.read_bytes(real, intake.MOST_JSON, CheckpointError, shown=path))
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise mismatch(path, "an object `weight_map`", f"{weight_map!r:.60}")
+        raise mismatch(path, "an object `weight_map`", quoted(weight_map))
     if set(map(type, weight_map.values())) != {str}:
         raise mismatch(path, "a file name for each tensor", "a value that is not a string")
     files = defaultdict(list)
@@ -162,15 +157,12 @@ def _inside(directory: Path, name: str) -> Path:
     path = directory / name
     try:
         home, real = Path(os.path.realpath(directory)), Path(os.path.realpath(path, strict=True))
-        is_file = stat.S_ISREG(os.stat(real).st_mode)
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or error
         raise mismatch(path, "a file", f"none ({found})") from error
     in_cache = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
     if real.parent != home and not in_cache:
         raise mismatch(path, "a file inside the checkpoint's directory", f"a link to {real}")
-    if not is_file:
-        raise mismatch(path, "a regular file", "something else")
     return real
 
 
@@ -182,58 +174,35 @@ def _map(directory: Path, name: str) -> tuple[Shard, bytes]:
     """
     real = _inside(directory, name)
     path = directory / name
-    try:
-        with open(real, "rb", buffering=0) as file:
-            n_bytes = os.fstat(file.fileno()).st_size
-            if n_bytes < 8:
+    with intake.open_file(real, CheckpointError, "a shard", shown=path) as file:
+        try:
+            n_bytes, begin = os.fstat(file.fileno()).st_size, file.read(8)
+            if len(begin) < 8:
                 raise mismatch(path, "a safetensors file of 8 bytes or more", f"{n_bytes} bytes")
-            n_header = int.from_bytes(file.read(8), "little")
-            most = min(n_bytes - 8, MAX_JSON_BYTES)
+            n_header = int.from_bytes(begin, "little")
+            most = min(n_bytes - 8, intake.MOST_JSON)
             if n_header > most:
-                raise mismatch(path, f"a header of at most {most} bytes", f"one of {n_header}")
+                instead = intake.stand_in(begin + file.read(200)) or f"one of {n_header}"
+                raise mismatch(path, f"a header of at most {most} bytes", instead)
             text = file.read(n_header)
             return Shard(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), text
-    except OSError as error:
-        raise mismatch(path, "a readable file", error.strerror) from error
+        except OSError as error:
+            raise mismatch(path, "a readable file", error.strerror) from error
 
 
-def _parse(path: Path, text: bytes) -> dict:
-    """Parse a JSON object in which no key comes twice."""
-
-    def without_duplicates(pairs):
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            [(name, times)] = Counter(name for name, _ in pairs).most_common(1)
-            raise mismatch(path, "each name once", f"{name!r:.200} {times} times")
-        return values
-
-    try:
-        text = text.decode("utf-8")
-        found = json.loads(text)
-        # Each key is followed by a colon, so where there are no more colons than keys were kept,
-        # none came twice. Else there was one, or a colon in a name: look at every key, slowly.
-        if text.count(":") != _count_keys(found):
-            found = json.loads(text, object_pairs_hook=without_duplicates)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise mismatch(path, "JSON", f"something else ({error})") from error
+def _object(path: Path, text: bytes) -> dict:
+    """Parse what must be a JSON object."""
+    found = intake.parse_json(text, path, CheckpointError)
     if not isinstance(found, dict):
-        raise mismatch(path, "a JSON object", f"{found!r:.60}")
+        raise mismatch(path, "a JSON object", quoted(found))
     return found
-
-
-def _count_keys(found) -> int:
-    """Count the keys of an object and of the objects in it, not those further down."""
-    objects = [found, *found.values()] if isinstance(found, dict) else []
-    return sum(len(value) for value in objects if type(value) is dict)
 
 
 def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
     """Check one file's header: every byte of the data belongs to exactly one tensor."""
     n_file, data_start = len(shard.map), 8 + len(text)
     new = tuple.__new__  # half the time of a NamedTuple's own; each takes its entry's place
-    header = _parse(shard.path, text)
+    header = _object(shard.path, text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or set(map(type, metadata.values())) - {str}:
         raise mismatch(f"{shard.path}: __metadata__", "an object of strings", f"{metadata!r:.60}")

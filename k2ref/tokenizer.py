@@ -18,13 +18,14 @@ import base64
 import codecs
 import functools
 import heapq
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 import regex
+
+from k2ref import intake
 
 bpe = None
 if os.environ.get("K2REF_KERNELS") != "numpy":
@@ -36,6 +37,7 @@ if os.environ.get("K2REF_KERNELS") != "numpy":
 N_SPECIAL = 256  # ids after the vocabulary that are control tokens, named or reserved
 MAX_CHARS, MAX_RUN = 400_000, 25_000
 AGAIN = "download the file again"
+EXPECTED = "a file of the tokenizer"
 
 # The character sets of the split pattern. Letters without case are in UPPER and in LOWER.
 HAN = r"\p{Han}"
@@ -155,7 +157,10 @@ def read_vocabulary(path):
     Raises: TokenizerError for a line that is none, a token or rank that occurs twice or is missing.
     """
     tokens, ranks = {}, {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    data = intake.read_bytes(path, intake.MOST_VOCABULARY, TokenizerError, EXPECTED)
+    if data and (instead := intake.stand_in(data)):
+        raise TokenizerError(f"{path}: expected a vocabulary, found {instead}")
+    for number, line in enumerate(data.splitlines(), 1):
         try:
             encoded, rank = line.split()
             token, rank = base64.b64decode(encoded, validate=True), int(rank)
@@ -181,11 +186,12 @@ def read_special_tokens(path, first):
     Raises: TokenizerError for a file without `added_tokens_decoder`, an id outside the range, a
     name that is empty or occurs twice.
     """
+    found = intake.read_json(path, intake.MOST_CONFIG, TokenizerError, EXPECTED)
     try:
-        named = json.loads(Path(path).read_bytes())["added_tokens_decoder"]
+        named = found["added_tokens_decoder"]
         named = {int(id): token["content"] for id, token in named.items()}
         "".join(named.values()).encode()  # every name is a string, and one that has a UTF-8 form
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path}: expected JSON whose added_tokens_decoder gives ids their "
                              f"content, found none ({error!r}); {AGAIN}") from None
     special_tokens = {}
@@ -222,13 +228,9 @@ class Tokenizer:
 
         Raises: TokenizerError for a missing or malformed file.
         """
-        try:
-            vocabulary = read_vocabulary(Path(path) / "tiktoken.model")
-            config = Path(path) / "tokenizer_config.json"
-            return cls(vocabulary, read_special_tokens(config, len(vocabulary)))
-        except OSError as error:
-            raise TokenizerError(f"{error.filename}: expected a file of the tokenizer, found none "
-                                 f"to read ({error.strerror}); {AGAIN}") from None
+        vocabulary = read_vocabulary(Path(path) / "tiktoken.model")
+        config = Path(path) / "tokenizer_config.json"
+        return cls(vocabulary, read_special_tokens(config, len(vocabulary)))
 
     @property
     def n_vocab(self):
