@@ -26,6 +26,7 @@ Chapter 15.
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,7 @@ def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
         dense_here=here[0], experts_here=here[1], idle=speed.idle)
 
 
+@lru_cache(maxsize=1)
 def by_format(config: Config) -> tuple[Counter, Counter]:
     """Add up `{format: bytes}` of what every token is multiplied by, and of the experts."""
     format_of = layout.format_finder(config.quantization_config, config.tensor_prefix)

@@ -26,6 +26,6 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks
 export UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$PWD K2REF_EXAMPLES=${K2REF_EXAMPLES:-5}
 "$python" -c 'import k2ref; assert k2ref.ops.kernels, "the compiled kernels are missing"'
 "$python" -m k2ref --version
-"$python" -m pytest -x -p no:cacheprovider tests/test_ops.py tests/test_attention.py tests/test_attend.py \
+"$python" -m pytest -x -p no:cacheprovider -m "not slow" tests/test_ops.py tests/test_attention.py tests/test_attend.py \
     -W error::pytest.PytestUnraisableExceptionWarning \
     tests/test_integers.py tests/test_quant.py tests/test_bpe.py tests/test_tokenizer.py

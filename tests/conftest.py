@@ -1,4 +1,4 @@
-"""What the tests share: the hypothesis profile, kernel paths, tiny models, scripts/, `--mine`."""
+"""What the tests share: hypothesis, how long they take, kernel paths, tiny models, `--mine`."""
 
 import importlib
 import importlib.util
@@ -6,6 +6,7 @@ import inspect
 import os
 import pkgutil
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+STARTED = time.monotonic()
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "scripts"))  # the checkpoint writer and the oracle live there
 
@@ -24,13 +26,42 @@ from k2ref import ops  # noqa: E402
 settings.register_profile(
     "k2ref",
     deadline=None,  # no timing decides a test
-    max_examples=int(os.environ.get("K2REF_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("K2REF_EXAMPLES", "10")),  # CI tries more
     print_blob=True,
     derandomize="CI" in os.environ,  # what lands is judged by what it changed, not by luck
     # A fixture here chooses a kernel path or a model: the same for all examples of one test.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("k2ref")
+
+
+# What a run of each half took on two cores, where all was quiet: `time pytest`, `-m thorough`.
+SECONDS = {"not slow and not thorough": 100, "thorough": 150}
+REST = "; the rest of the tests, which CI runs too: pytest -m thorough"
+
+
+def pytest_report_collectionfinish(config, items):
+    """Say how long a run of a whole half will take: as long as the last one here, if there was one.
+
+    This and not pytest_report_header, which the option -q leaves out.
+    """
+    chosen = config.getoption("markexpr")
+    if not items or not is_whole(config) or chosen not in SECONDS:
+        return []
+    last = config.cache.get(f"k2ref/{chosen}", None)
+    said = f"{last} s, as the last time here" if last else f"{SECONDS[chosen]} s on two cores"
+    return f"{len(items)} tests, about {said}{'' if chosen == 'thorough' else REST}"
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == 0 and is_whole(session.config) and session.items:
+        last = round(time.monotonic() - STARTED)
+        session.config.cache.set(f"k2ref/{session.config.getoption('markexpr')}", last)
+
+
+def is_whole(config):
+    """Say whether the command line asks for all that its markers leave, by no name or word."""
+    return not (config.getoption("file_or_dir") or config.getoption("keyword"))
 
 
 def pytest_addoption(parser):
@@ -114,6 +145,8 @@ def kernel_paths():
 
 
 COMPILED = kernel_paths()
+# The default half of the tests runs on the path in use and on NumPy.
+PARAMS = [*COMPILED[:1], *(pytest.param(name, marks=pytest.mark.thorough) for name in COMPILED[1:])]
 
 
 def choose_path(name, monkeypatch):
@@ -127,7 +160,7 @@ def choose_path(name, monkeypatch):
     return name
 
 
-@pytest.fixture(params=[*COMPILED, "numpy"])
+@pytest.fixture(params=[*PARAMS, "numpy"])
 def path(request, monkeypatch):
     """Run a test on every kernel path of this machine and on NumPy."""
     yield choose_path(request.param, monkeypatch)
@@ -136,7 +169,7 @@ def path(request, monkeypatch):
         ops.kernels.use_path(COMPILED[0])
 
 
-@pytest.fixture(params=COMPILED or [None])
+@pytest.fixture(params=PARAMS or [None])
 def kernels(request, monkeypatch):
     """Run a test on every compiled path; it gets the compiled module."""
     choose_path(request.param, monkeypatch)

@@ -155,7 +155,7 @@ def survives(mutant, place, flags):
     if source.count(mutant.before) < 1:
         raise SystemExit(f"{mutant.name}: {mutant.file} has no {mutant.before!r}; mend mutants.py")
     file.write_text(source.replace(mutant.before, mutant.after), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(place),
+    environment = {"K2REF_EXAMPLES": "25", **os.environ, "PYTHONPATH": str(place),
                    "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}"}
     if mutant.rebuild:
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
@@ -164,7 +164,8 @@ def survives(mutant, place, flags):
             raise SystemExit(f"{mutant.name}: the build ended with {built.returncode}\n"
                              f"{built.stderr[-2000:]}")
     tests = [f"tests/{name}" for name in mutant.tests.split()]
-    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m",
+              "not slow"]
     run = subprocess.run([*pytest, *tests], cwd=place, env=environment, capture_output=True,
                          text=True)
     if run.returncode not in (0, 1):

@@ -208,7 +208,7 @@ def small_context(model, n, **options):
 
 def test_when_the_context_is_full_the_oldest_results_are_hidden_and_it_is_said(
         model, monkeypatch, prompts):
-    text = "word " * 300
+    text = "word " * 150
 
     def page(number: int) -> str:
         """Give a long text."""

@@ -4,6 +4,7 @@ import errno
 import json
 from pathlib import Path
 
+import checkpoint_noise
 import make_checkpoint
 import numpy as np
 import pytest
@@ -16,6 +17,12 @@ from k2ref.config import Config
 from k2ref.trace import Trace
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
+
+
+@pytest.fixture(autouse=True)
+def little_noise(monkeypatch):
+    """Draw blocks of noise that are small, and large beside the arrays here."""
+    monkeypatch.setattr(checkpoint_noise, "BLOCK", 1 << 18)
 
 
 def make(path, layout="thinking", **changes):

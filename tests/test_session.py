@@ -317,10 +317,10 @@ def test_a_read_only_directory_is_an_error_and_the_session_stays(model):
 ENDLESS = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import conftest, k2ref, test_session
+import k2ref
 from k2ref import session
 model = k2ref.load(threads=1)
-contexts = [test_session.filled(model, n, start=n) for n in (2000, 3000)]
+contexts = [session.load({path!r}[:-len("alone/s")] + name, model)[0] for name in "01"]
 n = 0
 while True:
     session.save({path!r}, contexts[n % 2], messages=[n])
@@ -331,8 +331,12 @@ while True:
 
 @posix
 def test_kill_9_during_a_save_leaves_a_whole_session(model, tmp_path):
-    path, expected = tmp_path / "s", [filled(model, n, start=n) for n in (2000, 3000)]
-    left_behind = 0
+    expected = [filled(model, n, start=n) for n in (2000, 3000)]
+    for i in range(2):
+        save(tmp_path / str(i), expected[i], messages=[])
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    path, left_behind = alone / "s", 0
     for i in range(6):
         process = child(ENDLESS, path)
         assert process.stdout.readline() == "1\n"
@@ -341,11 +345,11 @@ def test_kill_9_during_a_save_leaves_a_whole_session(model, tmp_path):
         process.communicate(timeout=300)
         restored, state, _ = load(path, model)
         assert_same(restored, expected[state["messages"][0] % 2])
-        left_behind += len(os.listdir(tmp_path)) - 1
+        left_behind += len(os.listdir(alone)) - 1
     # What a killed process has left is cleared away by the next save.
-    (tmp_path / "s.123.partial").write_bytes(b"half")
+    (alone / "s.123.partial").write_bytes(b"half")
     save(path, expected[0], messages=[])
-    assert os.listdir(tmp_path) == ["s"] and left_behind <= 6
+    assert os.listdir(alone) == ["s"] and left_behind <= 6
 
 
 @posix

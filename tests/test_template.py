@@ -129,7 +129,8 @@ conversations = st.tuples(st.lists(message, max_size=4), tools, st.sampled_from(
 
 
 def controls(ids):
-    return [id for id in ids if id in SMALL.special_tokens.values()]
+    special = set(SMALL.special_tokens.values())
+    return [id for id in ids if id in special]
 
 
 def n_controls(message, style):

@@ -164,6 +164,7 @@ def test_golden_answers(model):
         assert found == case["written"], case["questions"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, least", LEAST.items())
 def test_held_out_cases(model, name, least):
     right, n, wrong = eval_tiny.simple(eval_tiny.Player(model, 0.0), name, N_CASES)
