@@ -12,9 +12,13 @@ Chapter 02.
 """
 
 import json
+import os
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 from k2ref import history
+from k2ref.atomic import replacing, require_file
 from k2ref.conversation import Context, prompt_ids, reply
 from k2ref.events import Content, Done, Ended, Hidden, ToolResult
 from k2ref.tools import TIMEOUT_S, Toolbox
@@ -160,19 +164,43 @@ class Agent:
 
 
 class Transcript:
-    """Write a conversation to a file as it grows: an OpenAI message a line, JSON Lines."""
+    """Write a conversation to a file as it grows: an OpenAI message a line, JSON Lines.
+
+    New lines are added, whole or not at all; a history that was changed takes the place of the
+    file. To a pipe or a device all is written one after the other.
+    """
 
     def __init__(self, path):
-        self.file = open(path, "w", encoding="utf-8")
-        self.written = []
+        self.path, self.file, self.written = Path(path), None, []
+        self.is_stream = self.path.exists() and not self.path.is_file()
+        if self.is_stream:
+            self.file = open(path, "ab", buffering=0)
+        else:
+            require_file(path)
 
     def follow(self, messages):
         """Add what is new; where the history was changed, write all of it again."""
-        if self.written != messages[: len(self.written)]:
-            self.file.seek(0)
-            self.file.truncate()
-            self.written = []
-        for message in messages[len(self.written):]:
-            self.file.write(json.dumps(message, ensure_ascii=False) + "\n")
-            self.written.append(message)
-        self.file.flush()
+        grows = self.written == messages[: len(self.written)]
+        # Half a surrogate pair is no UTF-8, but its escape is JSON.
+        data = b"".join(
+            json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+            for message in (messages[len(self.written):] if grows else messages))
+        if self.is_stream or grows and self.file:
+            self._add(data)
+        else:
+            with replacing(self.path) as file:
+                file.write(data)
+            if self.file:
+                self.file.close()
+            self.file = open(self.path, "ab", buffering=0)
+        self.written = list(messages)
+
+    def _add(self, data):
+        n_before = os.fstat(self.file.fileno()).st_size
+        try:
+            while data:
+                data = data[self.file.write(data):]
+        except BaseException:
+            with suppress(OSError):  # half a line is none; of a pipe nothing can be taken back
+                os.ftruncate(self.file.fileno(), n_before)
+            raise

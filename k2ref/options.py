@@ -10,11 +10,11 @@ import argparse
 import threading
 
 from k2ref.agent import MAX_STEPS
+from k2ref.atomic import require_file
 from k2ref.attention import CACHE_DTYPES
 from k2ref.demonstration import DEMONSTRATION
 from k2ref.sampling import Settings
 from k2ref.tools import TIMEOUT_S
-from k2ref.trace import require_file
 
 HELP = """\
 examples:

@@ -12,6 +12,7 @@ from collections import ChainMap
 from pathlib import Path
 
 from k2ref import memory, ops, trace
+from k2ref.atomic import replacing
 from k2ref.generate import default_settings, default_stop_ids
 from k2ref.show import RECORDED, page
 
@@ -81,7 +82,7 @@ class Recording:
             context = self.trace.context(about)
             about["stages"] = json.loads(str(context[trace.ABOUT]))["stages"]
             text = page(self.model, ChainMap(context, self.trace), about)
-            with trace.replacing(self.page_file) as file:
+            with replacing(self.page_file) as file:
                 file.write(text.encode())
             self._report(self.page_file)
 

@@ -11,18 +11,22 @@ It fits one checkpoint and one set of kernels: from others come other bits.
 Chapter 13.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from k2ref import ops
+from k2ref import intake, ops
+from k2ref.atomic import replacing
 from k2ref.attention import CACHE_DTYPES, require_memory
-from k2ref.conversation import Context
+from k2ref.conversation import Context, prompt_ids
+from k2ref.template import ChatError
+from k2ref.tokenizer import TokenizerError
 
 MAGIC, VERSION = b"k2ref session ", 1
 FIRST_LINE = MAGIC + b"%d %012d %08x\n"
@@ -30,6 +34,7 @@ ALIGN = 4096  # the header is padded with spaces, so that the rows begin at a pa
 N_READERS = 4  # one reader waits for the disk while another computes its checksum
 SAMPLED_FROM, N_SAMPLES = 64 << 20, 16  # a shard larger than this is known by samples of a page
 PAGE = 4096
+MOST_HEADER = intake.MOST_JSON
 
 
 class SessionError(ValueError):
@@ -58,14 +63,15 @@ def fingerprint(model):
 def save(path, context, **state):
     """Write the cache of a context, and what JSON can hold of the conversation, to a file.
 
-    The file is replaced at once or stays as it was. One that is no session of this checkpoint is
-    never replaced.
-    Raises: SessionError for such a file; OSError where it cannot be written.
+    The file is replaced at once or stays as it was. One that is no whole session of this checkpoint
+    is never replaced.
+    Raises: SessionError for such a file, or a conversation that `load` would refuse; OSError where
+    it cannot be written.
     """
-    path = Path(path)
-    made_for = fingerprint(context.model)
+    path, made_for = Path(path), fingerprint(context.model)
     if os.path.lexists(path):
-        _read_header(path, made_for)
+        with _open(path) as file:
+            _read_header(file, path, made_for, context.model)
     cache, n = context.cache, context.cache.length
     rows = [memoryview(layer[:n]).cast("B") if n else b"" for layer in cache.rows]
     with ThreadPoolExecutor(N_READERS) as pool:
@@ -73,43 +79,14 @@ def save(path, context, **state):
     header = json.dumps({
         "checkpoint": made_for, "kernels": ops.kernels_name(), "dtype": cache.dtype,
         "ids": [int(i) for i in context.ids], "rows_crc32": checksums, **state}).encode()
+    if len(header) > MOST_HEADER - ALIGN:
+        raise SessionError(f"{path}: expected a conversation of at most {MOST_HEADER} bytes, found "
+                           f"{len(header)}; begin another one")
+    intake.parse_json(header, path, SessionError)
     header += b" " * (-(len(FIRST_LINE % (VERSION, 0, 0)) + len(header)) % ALIGN)
-    first = FIRST_LINE % (VERSION, len(header), zlib.crc32(header))
-    _write_whole(path, [first, header, *rows])
-
-
-def _write_whole(path, pieces):
-    """Write a file so that its name always stands for the whole old or the whole new content."""
-    path = path.resolve()  # of a link the target is replaced, not the link
-    for left in path.parent.iterdir():  # by a process that was killed
-        if left.name.startswith(f"{path.name}.") and left.name.endswith(".partial"):
-            left.unlink(missing_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "xb", buffering=0) as file:
-            for piece in pieces:
-                piece = memoryview(piece)
-                while piece:
-                    piece = piece[file.write(piece):]
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write that fails does not know what it wrote
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory):
-    """Make the new name last; some systems cannot, and it would last a moment later anyway."""
-    with contextlib.suppress(OSError):
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with replacing(path) as file:
+        for piece in (FIRST_LINE % (VERSION, len(header), zlib.crc32(header)), header, *rows):
+            file.write(piece)
 
 
 def load(path, model):
@@ -117,77 +94,150 @@ def load(path, model):
 
     If it was made by other kernels, the conversation is kept and the cache is not: mixed bits would
     be those of no run.
-    Raises: SessionError for a file that is damaged, of another checkpoint or of a newer version;
-    OSError where it cannot be read; ValueError if it needs more memory than there is.
+    Raises: SessionError for a file that is damaged, of another checkpoint or of a newer version, or
+    whose words `render` refuses; OSError where it cannot be read; ValueError if it needs more
+    memory than there is.
     """
     path = Path(path)
-    header, start = _read_header(path, fingerprint(model))
-    ids, dtype = header.pop("ids"), header.pop("dtype")
-    checksums, kernels = header.pop("rows_crc32"), header.pop("kernels")
-    context = Context(model, dtype)
-    n_bytes = len(ids) * context.cache.rows[0].strides[0]
-    found = path.stat().st_size - start
-    if found != n_bytes * len(context.cache.rows) or len(checksums) != len(context.cache.rows):
-        raise _damaged(path, f"{n_bytes * len(context.cache.rows)} bytes of cache", str(found))
-    if kernels != ops.kernels_name():
-        return context, header, (f"{path}: the cache was made with the {kernels} kernels and will "
-                                 f"be computed again with {ops.kernels_name()}")
-    require_memory(model.config, len(ids), dtype)
+    with _open(path) as file:
+        header, start = _read_header(file, path, fingerprint(model), model)
+        ids, dtype = header.pop("ids"), header.pop("dtype")
+        checksums, kernels = header.pop("rows_crc32"), header.pop("kernels")
+        context = Context(model, dtype)
+        if kernels != ops.kernels_name():
+            return context, header, (f"{path}: the cache was made with the {kernels} kernels and "
+                                     f"will be computed again with {ops.kernels_name()}")
+        require_memory(model.config, len(ids), dtype)
+        n_bytes, turn = len(ids) * context.cache.rows[0].strides[0], threading.Lock()
 
-    def read(i):
-        rows = memoryview(context.cache.rows[i][: len(ids)]).cast("B")
-        _read_into(path, start + i * n_bytes, rows)
-        if zlib.crc32(rows) != checksums[i]:
-            raise _damaged(path, f"the checksum {checksums[i]:08x} for layer {i}", "another one")
+        def read(i):
+            rows = memoryview(context.cache.rows[i][: len(ids)]).cast("B")
+            _read_into(file, path, start + i * n_bytes, rows, turn)
+            if zlib.crc32(rows) != checksums[i]:
+                raise _damaged(path, f"the checksum {checksums[i]:08x} for layer {i}",
+                               "another one")
 
-    if ids:
-        with ThreadPoolExecutor(N_READERS) as pool:
-            list(pool.map(read, range(len(checksums))))
+        if ids:
+            with ThreadPoolExecutor(N_READERS) as pool:
+                list(pool.map(read, range(len(checksums))))
     context.restore(ids)
     return context, header, None
 
 
-def _read_into(path, start, buffer):
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while buffer:
+def _open(path):
+    """Open a session for reading: one file from the first byte to the last, whoever saves it."""
+    os.stat(path)  # one that is not there is an OSError
+    return intake.open_file(path, SessionError, "a session")
+
+
+def _read_into(file, path, start, buffer, turn):
+    while buffer:
+        with turn:  # a file has one place at which it reads
+            file.seek(start)
             n = file.readinto(buffer)
-            if not n:
-                raise _damaged(path, f"{len(buffer)} more bytes", "its end")
-            buffer = buffer[n:]
+        if not n:
+            raise _damaged(path, f"{len(buffer)} more bytes", "its end")
+        buffer, start = buffer[n:], start + n
 
 
-def _read_header(path, made_for):
+def _read_header(file, path, made_for, model):
     """Read and check what stands before the rows: the header as a dict, and where the rows begin.
 
     Raises: SessionError
     """
-    with open(path, "rb") as file:
-        first = file.readline(80)
-        if not first.startswith(MAGIC):
-            raise SessionError(f"{path}: expected a session, found a file that begins with "
-                               f"{first[:20]!r}; give the name of a session or a new name")
-        version, *rest = first[len(MAGIC):].split()
-        if not version.isdigit() or int(version) < 1:
-            raise _damaged(path, "a version", repr(version))
-        if int(version) > VERSION:
-            raise SessionError(f"{path}: expected a session of version {VERSION}, found version "
-                               f"{int(version)}; use a newer k2ref, or another file")
-        try:
-            n_header, checksum = int(rest[0]), int(rest[1], 16)
-        except (ValueError, IndexError):
-            raise _damaged(path, "the length and checksum of a header", repr(first)) from None
-        text = file.read(min(n_header, os.fstat(file.fileno()).st_size))
+    first = file.read(len(FIRST_LINE % (VERSION, 0, 0)))
+    if not first.startswith(MAGIC):
+        raise SessionError(f"{path}: expected a session, found a file that begins with "
+                           f"{first[:20]!r}; give the name of a session or a new name")
+    version, *rest = first[len(MAGIC):].split() or [b""]
+    if not version.isdigit() or int(version) < 1:
+        raise _damaged(path, "a version", repr(version))
+    if int(version) > VERSION:
+        raise SessionError(f"{path}: expected a session of version {VERSION}, found version "
+                           f"{int(version)}; use a newer k2ref, or another file")
+    try:
+        n_header, checksum = int(rest[0]), int(rest[1], 16)
+    except (ValueError, IndexError):
+        raise _damaged(path, "the length and checksum of a header", repr(first)) from None
+    if not 0 < n_header <= MOST_HEADER:
+        raise _damaged(path, f"a header of 1 to {MOST_HEADER} bytes", str(n_header))
+    n_bytes = os.fstat(file.fileno()).st_size
+    text = _read_all(file, min(n_header, n_bytes))
     if first != FIRST_LINE % (VERSION, len(text), zlib.crc32(text)):
         raise _damaged(path, f"a header of {n_header} bytes with checksum {checksum:08x}",
                        f"{len(text)} bytes with {zlib.crc32(text):08x}")
-    header = json.loads(text)
-    if header.pop("checkpoint") != made_for:
+    header = intake.parse_json(text, path, SessionError)
+    if not isinstance(header, dict):
+        raise _damaged(path, "a JSON object", intake.quoted(header))
+    if _field(header, "checkpoint", str, "a string", path) != made_for:
         raise SessionError(f"{path}: expected a session of this checkpoint, found one of another; "
                            "give the --model that it was made with, or another file")
-    if header["dtype"] not in CACHE_DTYPES:
-        raise _damaged(path, f"a cache of {' or '.join(CACHE_DTYPES)}", repr(header["dtype"]))
+    del header["checkpoint"]
+    n_expected = _check(header, path, model)
+    if n_bytes - len(first) - n_header != n_expected:
+        raise _damaged(path, f"{n_expected} bytes of cache",
+                       str(n_bytes - len(first) - n_header))
     return header, len(first) + n_header
+
+
+def _read_all(file, n_bytes):
+    pieces = []
+    while n_bytes > 0 and (piece := file.read(n_bytes)):
+        pieces.append(piece)
+        n_bytes -= len(piece)
+    return b"".join(pieces)
+
+
+def _check(header, path, model):
+    """Check what a header says, and return how many bytes of cache follow it.
+
+    A right checksum says that nothing was damaged on the way, not who wrote it.
+    """
+    config = model.config
+    if header.get("dtype") not in [*CACHE_DTYPES]:
+        raise _damaged(path, f"a cache of {' or '.join(CACHE_DTYPES)}",
+                       intake.quoted(header.get("dtype")))
+    if not re.fullmatch(r"[a-z0-9]{1,20}", _field(header, "kernels", str, "a string", path)):
+        raise _damaged(path, "the name of kernels", intake.quoted(header["kernels"]))
+    ids = _numbers(header, "ids", config.vocab_size, path)
+    if len(ids) > config.max_position_embeddings:
+        raise _damaged(path, f"at most {config.max_position_embeddings} ids", str(len(ids)))
+    n_rows = len(_numbers(header, "rows_crc32", 1 << 32, path))
+    if n_rows != config.num_hidden_layers:
+        raise _damaged(path, f"checksums of {config.num_hidden_layers} layers", str(n_rows))
+    if "n_hidden" in header and not 0 <= _field(header, "n_hidden", int, "a whole number",
+                                                path) < 1 << 53:
+        raise _damaged(path, "a number of hidden results", intake.quoted(header["n_hidden"]))
+    if "messages" in header:
+        _check_messages(header["messages"], path, model)
+    return len(ids) * n_rows * Context(model, header["dtype"]).cache.rows[0].strides[0]
+
+
+def _check_messages(messages, path, model):
+    """Refuse what could not be asked: the template knows. Without a tokenizer nothing can."""
+    try:
+        if model.tokenizer is not None:
+            prompt_ids(model, messages)
+    except (ChatError, TokenizerError) as error:
+        raise SessionError(f"{path}: the session holds a conversation that cannot be gone on "
+                           f"with: {error}") from None
+
+
+def _field(header, name, kind, what, path):
+    value = header.get(name)
+    if type(value) is not kind:  # True is no number
+        raise _damaged(path, f"{name} to be {what}",
+                       intake.quoted(value) if name in header else "none")
+    return value
+
+
+def _numbers(header, name, limit, path):
+    """Return a list of whole numbers below a limit."""
+    numbers = _field(header, name, list, "a list", path)
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < limit:
+            raise _damaged(path, f"{name} from 0 to {limit - 1}", intake.quoted(number))
+    return numbers
 
 
 def _damaged(path, expected, found):

@@ -15,15 +15,14 @@ Chapter 16.
 """
 
 import json
-import os
 import time
 import zipfile
-from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from k2ref.atomic import replacing
 
 # Name, axes of one token's row, and what it is; a name with {i} stands in each layer that has it.
 STAGES = (
@@ -199,43 +198,6 @@ def _write_array(file, pieces):
         "shape": (n, *rest) if pieces[0].ndim else ()})
     for piece in pieces:
         file.write(piece.tobytes())
-
-
-def require_file(path):
-    """Refuse a file that could not be written in the end, before anything is computed for it.
-
-    Raises: OSError
-    """
-    with suppress(_Enough), replacing(path):
-        raise _Enough
-
-
-class _Enough(Exception):
-    """End a trial."""
-
-
-@contextmanager
-def replacing(path):
-    """Open a file that takes this name when all of it is written, and else leaves no trace.
-
-    Raises: OSError
-    """
-    path = Path(os.path.realpath(path))  # of a link the target is replaced, not the link
-    if path.is_dir() or (path.exists() and not path.is_file()):
-        raise OSError(f"{path}: expected the name of a file, found that of a directory or device")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(path)  # not that of the second file, which nobody asked for
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def load(path):

@@ -23,7 +23,7 @@ from k2ref import plan  # noqa: E402
 from k2ref.config import Config  # noqa: E402
 
 # What a reader meets, in the order in which it makes sense; headers of C go with their module.
-ORDER = """intake fields quant layout config shards checkpoint inspection _bpe tokenizer
+ORDER = """intake atomic fields quant layout config shards checkpoint inspection _bpe tokenizer
 declarations template events reply history _kernels ops memory rope attention moe trace _faults
 pages meter residency stream model disk rates plan sampling generate readings show recording
 conversation session demonstration schema tools agent terminal options dialogue cli""".split()

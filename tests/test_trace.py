@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import k2ref
 from k2ref import trace
+from k2ref.atomic import require_file
 from k2ref.trace import Trace, first_difference
 
 IDS = [5, 3, 200, 7]
@@ -209,8 +210,8 @@ def test_a_link_is_followed_and_a_device_left_alone(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").exists()
     for place in (os.devnull, tmp_path):
         with pytest.raises(OSError, match="expected the name of a file"):
-            trace.require_file(place)
-    trace.require_file(tmp_path / "new")
+            require_file(place)
+    require_file(tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
