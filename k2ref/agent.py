@@ -27,6 +27,7 @@ MAX_STEPS = 300  # the model card speaks of two to three hundred calls in a row
 # A step is left an eighth of the context to write in: 32,768 tokens of K2 Thinking's 262,144. Its
 # published runs allow 24,000 a step in search and 48,000 elsewhere.
 SHARE_TO_WRITE = 8
+BEGUN = "Error: the user interrupted this call while it ran; it may have done its work, or a part."
 
 
 class Agent:
@@ -128,7 +129,7 @@ class Agent:
         return done
 
     def _run_calls(self, calls, may_run):
-        results = []
+        results, self.toolbox.begun = [], None
         try:
             for call in calls:
                 name, arguments = call["function"]["name"], call["function"]["arguments"]
@@ -142,7 +143,8 @@ class Agent:
             why = (f"Error: not run, the limit of {self.max_steps} steps is reached." if not may_run
                    else "Error: not run, the user interrupted.")
             for call in calls[len(results):]:
-                results.append(ToolResult(call["id"], call["function"]["name"], why, "not run"))
+                said = BEGUN if may_run and call["id"] == self.toolbox.begun else why
+                results.append(ToolResult(call["id"], call["function"]["name"], said, "not run"))
             self.messages += [{"role": "tool", "tool_call_id": result.id, "name": result.name,
                                "content": result.content} for result in results]
 

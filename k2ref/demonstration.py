@@ -16,6 +16,7 @@ BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
 UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "^": "**"})
 MAX_CHARS, MAX_BITS = 1000, 10_000
+KNOWN = "numbers, + - * / // % ** and parentheses"
 
 
 def calculator(expression: str) -> str:
@@ -26,9 +27,17 @@ def calculator(expression: str) -> str:
     if len(expression) > MAX_CHARS:
         raise ValueError(f"expected at most {MAX_CHARS} characters, found {len(expression)}")
     words = re.sub(r"(?<=\d),(?=\d{3}\b)", "", expression.translate(SIGNS))  # 1,234 is a number
-    value = _value(ast.parse(words.strip(), mode="eval").body)
-    if isinstance(value, complex) or not math.isfinite(value):
-        raise ValueError("the result is no number")
+    # Letters are those of 1e3 and 0xff. No word of Python is made of them: about some, its parser
+    # would have more to say than yes or no, and say it on the terminal.
+    if strange := re.search(r"[^0-9a-fA-FxXoO_.+*/%() \t\r\n-]", words.strip()):
+        raise ValueError(f"expected {KNOWN}, found {strange[0]!r}")
+    try:
+        value = _value(ast.parse(words.strip(), mode="eval").body)
+    except SyntaxError:
+        raise ValueError(f"expected {KNOWN}, found {expression!r:.60}, which is not complete or "
+                         "not in order") from None
+    except (RecursionError, MemoryError):  # the parser's and ours
+        raise ValueError("the expression is nested too deep") from None
     # Twelve digits, so that 0.1 + 0.2 is 0.3.
     return str(value) if isinstance(value, int) else f"{value:.12g}"
 
@@ -36,20 +45,29 @@ def calculator(expression: str) -> str:
 def _value(node):
     """Compute a parsed expression; nothing but numbers and their operations is known here."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
+        return _number(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
         return UNARY[type(node.op)](_value(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
         a, b = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Pow) and _bits(a) * abs(b) > MAX_BITS:
+        if isinstance(node.op, ast.Pow) and math.log2(abs(a) + 1) * abs(b) > MAX_BITS:
             raise ValueError("the result is too large")
-        return BINARY[type(node.op)](a, b)
-    raise ValueError(f"expected numbers, + - * / // % ** and parentheses, found "
-                     f"{ast.unparse(node)!r:.60}")
+        try:
+            return _number(BINARY[type(node.op)](a, b))
+        except OverflowError:
+            raise ValueError("the result is too large") from None
+        except ZeroDivisionError:
+            raise ValueError("division by zero") from None
+    raise ValueError(f"expected {KNOWN}, found {ast.unparse(node)!r:.60}")
 
 
-def _bits(number):
-    return math.log2(abs(number) + 1) if math.isfinite(number) else math.inf
+def _number(value):
+    """Return a number, if it is one and not too large to go on with."""
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError("the result is too large")
+    if isinstance(value, complex) or isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("the result is no number")
+    return value
 
 
 TABLE = {
@@ -69,7 +87,7 @@ def lookup(query: str) -> str:
     """
     words = query.lower().strip(" .?!")
     found = [text for key, text in TABLE.items() if key in words or words and words in key]
-    return " ".join(found) or f"Nothing is known about {query}."
+    return " ".join(found) or f"Nothing is known about {query:.200}."
 
 
 DEMONSTRATION = {"calculator": calculator, "lookup": lookup}

@@ -32,7 +32,8 @@ stands between the lines <think> and </think>. The line end of a piped prompt is
 with --raw. A prompt that begins with a dash goes after --.
 
 A file of tools is a Python program, and it is run, with all that you may do on this machine; its
-functions with type hints and docstrings are what the model may call. Read it first.
+functions with type hints and docstrings are what the model may call. Read it first. It runs in a
+process of its own, which is ended when a call takes too long or you interrupt it.
 
 exit status: 0 after an answer, 2 after a mistake in options, directory or checkpoint, 130 after
 Ctrl-C, 143 after a request to terminate, 141 when nobody reads the output any more.

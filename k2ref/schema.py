@@ -13,16 +13,23 @@ Chapter 02.
 """
 
 import inspect
+import json
 import math
 import re
 import types
 import typing
 
+from k2ref.intake import quoted
+
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null",
          list: "array", dict: "object"}  # fmt: skip
 HINTS = "str, int, float, bool, None, Any, list, dict, Literal, and unions of these"
 # A line about a parameter: `name: text`, also `name (str): text` and `:param name: text`.
-ABOUT = r"^\s*(?::param )?{}(?: *\(.*?\))?: *(\S.*)$"
+ABOUT = r"^[ \t]*(?::param )?{}(?: *\(.*?\))?: *(\S.*)$"
+NAME = re.compile(r"[\w.-]{1,64}")  # of a tool: it stands in the id of a call, functions.NAME:IDX
+MAX_NESTED = 100  # levels of lists and objects in arguments, and of types in a hint
+MAX_DECLARATION = 1_000_000  # characters of JSON: as many as the whole context can hold
+MAX_LISTED = 20  # quotations in a list
 
 
 class ToolError(ValueError):
@@ -40,20 +47,27 @@ def declaration(function):
     parameter. A parameter with a default is optional.
     Raises: ToolError for a parameter without a type hint, or with one that JSON has no name for.
     """
-    name = getattr(function, "__name__", repr(function))
-    if inspect.iscoroutinefunction(function):
-        raise ToolError(f"tool {name}: expected a plain function, found an async one")
+    name = getattr(function, "__name__", None)
+    name = name if isinstance(name, str) else quoted(function)
+    shown = name if NAME.fullmatch(name) else quoted(name)
+    for is_other, kind in ((inspect.iscoroutinefunction, "an async one"),
+                           (inspect.isgeneratorfunction, "a generator"),
+                           (inspect.isasyncgenfunction, "an async generator")):
+        if is_other(function):
+            raise ToolError(f"tool {shown}: expected a plain function, found {kind}")
     try:
         hints = typing.get_type_hints(function)
         parameters = inspect.signature(function).parameters.values()
-    except (NameError, TypeError, ValueError) as error:
-        raise ToolError(f"tool {name}: its parameters cannot be read ({error})") from None
+        text = inspect.getdoc(function) or ""
+    except Exception as error:  # a hint may be any expression, and is evaluated only now
+        raise ToolError(f"tool {shown}: its parameters cannot be read "
+                        f"({type(error).__name__}: {_plain(error)})") from None
     properties, required = {}, []
-    text = inspect.getdoc(function) or ""
     for parameter in parameters:
-        where = f"tool {name}: parameter {parameter.name}"
+        where = f"tool {shown}: parameter {parameter.name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ToolError(f"{where}: expected one that can be given by name, found {parameter}")
+            raise ToolError(f"{where}: expected one that can be given by name, found "
+                            f"{_plain(parameter)}")
         if parameter.name not in hints:
             raise ToolError(f"{where}: expected a type hint, found none")
         schema = of_hint(hints[parameter.name], where)
@@ -62,86 +76,107 @@ def declaration(function):
         properties[parameter.name] = schema
         if parameter.default is parameter.empty:
             required.append(parameter.name)
+    if shown is not name:
+        raise ToolError(f"tool {shown}: expected a function whose name is at most 64 letters, "
+                        f"digits, _, - and ., found {quoted(name)}")
     function = {"name": name, "description": " ".join(text.split("\n\n")[0].split()),
                 "parameters": {"type": "object", "properties": properties, "required": required}}
     if not function["description"]:
         del function["description"]
     if not required:
         del function["parameters"]["required"]
-    return {"type": "function", "function": function}
+    declared = {"type": "function", "function": function}
+    if (n_chars := len(json.dumps(declared))) > MAX_DECLARATION:
+        raise ToolError(f"tool {shown}: expected a declaration of at most {MAX_DECLARATION} "
+                        f"characters, found {n_chars}")
+    return declared
 
 
-def of_hint(hint, where):
-    """Write a type hint as a JSON schema.
+def of_hint(hint, where, n_around=0):
+    """Write a type hint as a JSON schema; `n_around` counts the hints that it stands in.
 
     Raises: ToolError
     """
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if n_around > MAX_NESTED:
+        raise ToolError(f"{where}: expected a type hint of at most {MAX_NESTED} levels, found more")
     if hint is typing.Any:
         return {}
-    if hint in NAMES:
-        return {"type": NAMES[hint]}
-    if origin is typing.Literal:
+    for known, name in NAMES.items():
+        if hint is known:
+            return {"type": name}
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal and all(_is_constant(one) for one in inner):
         return {"enum": list(inner)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [of_hint(one, where) for one in inner]}
+        return {"anyOf": [of_hint(one, where, n_around + 1) for one in inner]}
     if origin is list:
-        return {"type": "array", "items": of_hint(inner[0], where)}
+        return {"type": "array", "items": of_hint(inner[0], where, n_around + 1)}
     if origin is dict and inner[0] is str:
-        return {"type": "object", "additionalProperties": of_hint(inner[1], where)}
-    raise ToolError(f"{where}: expected a type hint of {HINTS}, found {hint}")
+        return {"type": "object",
+                "additionalProperties": of_hint(inner[1], where, n_around + 1)}
+    raise ToolError(f"{where}: expected a type hint of {HINTS}, found {_plain(hint)}")
 
 
-def check(value, schema, where="arguments"):
+def _is_constant(value):
+    """Tell whether JSON, and Python's way of writing it, can say a value of a Literal."""
+    return value is None or type(value) in (str, bool) or (
+        type(value) is int and abs(value) < 10**300)
+
+
+def check(value, schema, where="arguments", n_around=0):
     """Hold a value that was read from JSON to a schema, and return it as the function wants it.
 
     Known keywords: type, enum, const, anyOf, properties, required, additionalProperties, items.
-    A whole number such as 3.0 is an integer, as JSON Schema has it, and becomes one.
+    A whole number such as 3.0 is an integer, as JSON Schema has it, and becomes one. `n_around`
+    counts the lists and objects that the value stands in.
     Raises: ArgumentError
     """
     if schema is False:
-        raise ArgumentError(f"{where}: expected nothing, found {_show(value)}")
+        raise ArgumentError(f"{where}: expected nothing, found {quoted(value)}")
     if schema is True or not schema:
         return value
+    if n_around > MAX_NESTED:
+        raise ArgumentError(f"{where:.60}: expected at most {MAX_NESTED} levels, found "
+                            "more")
     if "anyOf" in schema:
-        return _any_of(value, schema["anyOf"], where)
+        return _any_of(value, schema["anyOf"], where, n_around)
     allowed = [schema["const"]] if "const" in schema else schema.get("enum")
     if allowed is not None and not any(_same(value, one) for one in allowed):
-        choices = " or ".join(map(_show, allowed))
-        raise ArgumentError(f"{where}: expected {choices}, found {_show(value)}")
+        raise ArgumentError(f"{where}: expected {_list(allowed, ' or ')}, found {quoted(value)}")
     names = schema.get("type", [])
     names = names if isinstance(names, list) else [names]
     if names and not any(_is(value, name) for name in names):
-        raise ArgumentError(f"{where}: expected {' or '.join(names)}, found {_show(value)}")
+        raise ArgumentError(f"{where}: expected {' or '.join(names)}, found {quoted(value)}")
     if isinstance(value, dict):
-        return _members(value, schema, where)
+        return _members(value, schema, where, n_around)
     if isinstance(value, list) and "items" in schema:
-        return [check(one, schema["items"], f"{where}[{i}]") for i, one in enumerate(value)]
+        return [check(one, schema["items"], f"{where}[{i}]", n_around + 1)
+                for i, one in enumerate(value)]
     return int(value) if isinstance(value, float) and names == ["integer"] else value
 
 
-def _members(value, schema, where):
+def _members(value, schema, where, n_around):
     properties, extra = schema.get("properties", {}), schema.get("additionalProperties", True)
     for name in schema.get("required", ()):
         if name not in value:
             raise ArgumentError(f"{where}: expected {name!r}, which is required, found "
-                                f"{', '.join(map(repr, value)) or 'nothing'}")
+                                f"{_list(value)}")
     for name in value:
         if name not in properties and extra is False:
-            known = ", ".join(map(repr, properties)) or "nothing"
-            raise ArgumentError(f"{where}: expected {known}, found {name!r}")
-    return {name: check(one, properties.get(name, extra), f"{where}.{name}")
+            raise ArgumentError(f"{where}: expected {_list(properties)}, found {quoted(name)}")
+    return {name: check(one, properties.get(name, extra), f"{where}{_step(name)}", n_around + 1)
             for name, one in value.items()}
 
 
-def _any_of(value, choices, where):
+def _any_of(value, choices, where, n_around):
     complaints = []
     for choice in choices:
         try:
-            return check(value, choice, where)
+            return check(value, choice, where, n_around)
         except ArgumentError as error:
             complaints.append(str(error).removeprefix(f"{where}: "))
-    raise ArgumentError(f"{where}: {'; or '.join(complaints)}")
+    more = f"; or {len(complaints) - MAX_LISTED} more" if len(complaints) > MAX_LISTED else ""
+    raise ArgumentError(f"{where}: {'; or '.join(complaints[:MAX_LISTED])}{more}")
 
 
 def _is(value, name):
@@ -158,5 +193,21 @@ def _same(a, b):
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-def _show(value):
-    return f"{value!r:.60}"
+def _plain(value):
+    """Write a part of somebody's function in a line; what cannot be written, by its kind."""
+    try:
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:200])
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def _list(values, between=", "):
+    """Quote some values, and count those that are left out."""
+    shown = [quoted(value) for value, _ in zip(values, range(MAX_LISTED), strict=False)]
+    more = [f"{len(values) - MAX_LISTED} more"] if len(values) > MAX_LISTED else []
+    return between.join(shown + more) or "nothing"
+
+
+def _step(name):
+    """Write the way into an object: .name where that can be read, else ['na me']."""
+    return f".{name}" if name.isidentifier() and len(name) <= 60 else f"[{quoted(name)}]"

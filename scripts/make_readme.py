@@ -26,7 +26,8 @@ from k2ref.config import Config  # noqa: E402
 ORDER = """intake atomic fields quant layout config shards checkpoint inspection _bpe tokenizer
 declarations template events reply history _kernels ops memory rope attention moe trace _faults
 pages meter residency stream model disk rates plan sampling generate readings show recording
-conversation session demonstration schema tools agent terminal options dialogue cli""".split()
+conversation session demonstration schema results toolchild toolprocess tools agent terminal options
+dialogue cli""".split()
 HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_tiles.h", "_terms.h",
                         "_linear_tiles.h", "_attend_tiles.h", "_integers.h",
                         "_integer_tiles.h", "_linear_integers.h", "_paths.h"],

@@ -1,7 +1,9 @@
 """The agent: the loop of calls and results, with a model that says what the test wrote for it."""
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -306,6 +308,36 @@ def test_an_interrupted_tool_leaves_a_result_for_every_call(model, monkeypatch, 
     assert list(agent.run("go"))[-1] == Ended("stop", 0)  # it goes on where it was
     assert [m["role"] for m in agent.messages].count("user") == 1
     assert prompts[-1].count("## Return of") == 3
+
+
+def test_a_call_that_was_interrupted_while_it_ran_is_not_said_to_be_not_run(model, monkeypatch):
+    began, go_on = threading.Event(), threading.Event()
+
+    def wait() -> str:
+        """Wait."""
+        began.set()
+        go_on.wait(60)
+
+    def interrupt():
+        began.wait(60)
+        signal.raise_signal(signal.SIGINT)
+
+    call = ("functions.add:0", '{"a": 1, "b": 2}')
+    script(monkeypatch, model, calling(call, ("functions.wait:1", ""), call))
+    agent = Agent(model, [add, wait])
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(agent.run("go"))
+    go_on.set()
+    assert [m["content"] for m in agent.messages if m["role"] == "tool"] == [
+        "3", agent_module.BEGUN, "Error: not run, the user interrupted."]
+    assert agent.undo() == "go"
+    script(monkeypatch, model, calling(call, ("functions.wait:1", "")))  # the same ids again
+    run = agent.run("go")
+    while not isinstance(next(run), ToolResult):
+        pass
+    run.close()
+    assert agent.messages[-1]["content"] == "Error: not run, the user interrupted."
 
 
 # Small things.
