@@ -29,7 +29,7 @@ ABOUT = r"^[ \t]*(?::param )?{}(?: *\(.*?\))?: *(\S.*)$"
 NAME = re.compile(r"[\w.-]{1,64}")  # of a tool: it stands in the id of a call, functions.NAME:IDX
 MAX_NESTED = 100  # levels of lists and objects in arguments, and of types in a hint
 MAX_DECLARATION = 1_000_000  # characters of JSON: as many as the whole context can hold
-MAX_LISTED = 20  # quotations in a list
+MAX_LISTED, MAX_WAY = 8, 300  # quotations in a list, characters of a way into the arguments
 
 
 class ToolError(ValueError):
@@ -136,8 +136,7 @@ def check(value, schema, where="arguments", n_around=0):
     if schema is True or not schema:
         return value
     if n_around > MAX_NESTED:
-        raise ArgumentError(f"{where:.60}: expected at most {MAX_NESTED} levels, found "
-                            "more")
+        raise ArgumentError(f"{where}: expected at most {MAX_NESTED} levels, found more")
     if "anyOf" in schema:
         return _any_of(value, schema["anyOf"], where, n_around)
     allowed = [schema["const"]] if "const" in schema else schema.get("enum")
@@ -150,7 +149,7 @@ def check(value, schema, where="arguments", n_around=0):
     if isinstance(value, dict):
         return _members(value, schema, where, n_around)
     if isinstance(value, list) and "items" in schema:
-        return [check(one, schema["items"], f"{where}[{i}]", n_around + 1)
+        return [check(one, schema["items"], _into(where, f"[{i}]"), n_around + 1)
                 for i, one in enumerate(value)]
     return int(value) if isinstance(value, float) and names == ["integer"] else value
 
@@ -164,7 +163,7 @@ def _members(value, schema, where, n_around):
     for name in value:
         if name not in properties and extra is False:
             raise ArgumentError(f"{where}: expected {_list(properties)}, found {quoted(name)}")
-    return {name: check(one, properties.get(name, extra), f"{where}{_step(name)}", n_around + 1)
+    return {name: check(one, properties.get(name, extra), _into(where, _step(name)), n_around + 1)
             for name, one in value.items()}
 
 
@@ -206,6 +205,11 @@ def _list(values, between=", "):
     shown = [quoted(value) for value, _ in zip(values, range(MAX_LISTED), strict=False)]
     more = [f"{len(values) - MAX_LISTED} more"] if len(values) > MAX_LISTED else []
     return between.join(shown + more) or "nothing"
+
+
+def _into(where, step):
+    """Write the way to a part of a value, as far as it can be read."""
+    return where if where.endswith("...") else where + (step if len(where) < MAX_WAY else "...")
 
 
 def _step(name):
