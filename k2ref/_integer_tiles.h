@@ -155,11 +155,12 @@ INLINE void multiply_groups(const StripBlock *strip, const TilesBlock *x, long n
 
 /* n rows (n <= 16 STRIPS) of at most 16 TOKEN_TILES tokens from t0 on. */
 static void multiply_integers_in_tiles(const Job *job, long t0, long first, long n) {
-    ALIGNED float totals[STRIPS][TOKEN_TILES][16][TILE][16]; /* [..][..][lane][token][row] */
+    float (*restrict totals)[TOKEN_TILES][16][TILE][16] = (void *)totals_of_thread; /* [strip][..] */
+    _Static_assert(STRIPS * TOKEN_TILES * 16 * TILE * 16 <= TOTALS, "the totals have room");
     uint16_t doubt[STRIPS][TOKEN_TILES * TILE] = {{0}}; /* [..][token]: rows */
     StripBlock strip;
     const long end = job->T - t0 < TOKEN_TILES * TILE ? job->T : t0 + TOKEN_TILES * TILE;
-    if (job->columns < 512) memset(totals, 0, sizeof totals); /* some lanes have no group */
+    if (job->columns < 512) memset(totals, 0, sizeof totals_of_thread); /* some lanes have no group */
     for (long b = 0; b < job->n_blocks; b++) {
         long left = job->columns / 32 - 16 * b, n_groups = left < 16 ? left : 16;
         for (long r = 0; r < n; r += 16) {

@@ -206,7 +206,9 @@ INLINE void NAME(spread)(const Job *job, int format, int n_vectors, long r, long
 #define TOKENS 66
 #define ROWS 32
 INLINE void NAME(multiply_rows)(const Job *job, int format, int n_vectors, long first, long n) {
-    ALIGNED float w[TILE_ROWS * 512], scale[TILE_ROWS * 16], totals[ROWS * TOKENS * 16];
+    ALIGNED float w[TILE_ROWS * 512], scale[TILE_ROWS * 16];
+    float *restrict totals = totals_of_thread;
+    _Static_assert(ROWS * TOKENS * 16 <= TOTALS, "the totals have room");
     for (long t0 = 0; t0 < job->T; t0 += TOKENS) {
         long m = job->T - t0 < TOKENS ? job->T - t0 : TOKENS;
         for (long b = 0; b < job->n_blocks; b++) {

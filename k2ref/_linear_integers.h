@@ -187,7 +187,8 @@ static void dot_integers(const Job *job, long first, long n) {
 /* n rows (n <= BATCH) of at most MANY tokens from t0 on. */
 static void multiply_integers(const Job *job, long t0, long first, long n) {
     enum { STRIDE = MANY + 1 }; /* of vectors; rows 4 KB apart were slower */
-    __m512 totals[BATCH][STRIDE];
+    __m512 (*restrict totals)[STRIDE] = (void *)totals_of_thread;
+    _Static_assert(BATCH * STRIDE * 16 <= TOTALS, "the totals have room");
     uint32_t doubt[MANY] = {0};
     const long T = job->T - t0 < MANY ? job->T - t0 : MANY;
     for (long b = 0; b < job->n_blocks; b++)

@@ -180,7 +180,8 @@ INLINE void multiply_steps(const Strip *strip, long s, long n_steps, const char 
 
 /* n rows (n <= MANY_ROWS) of up to MANY_TOKENS tokens from t on. */
 INLINE void multiply_strips(const Job *job, long t0, long first, long n) {
-    ALIGNED float totals[MANY_ROWS / TILE][MANY_TOKENS / TILE][3][TILE][TILE];
+    float (*restrict totals)[MANY_TOKENS / TILE][3][TILE][TILE] = (void *)totals_of_thread;
+    _Static_assert(MANY_ROWS * MANY_TOKENS * 3 <= TOTALS, "the totals have room");
     Strip strips[MANY_ROWS / TILE];
     const long n_steps = steps_of(job), tile = n_steps * 3 * TILE_BYTES;
     const long end = job->T - t0 < MANY_TOKENS ? job->T : t0 + MANY_TOKENS;

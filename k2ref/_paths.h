@@ -3,8 +3,7 @@
  * _lanes.h, _linear.h and _attend.h are one body; it is compiled here for AVX-512, AVX2 and the
  * baseline (SSE2, NEON or plain C). Processors that multiply bytes (vnni) or tiles (amx) replace
  * parts of the AVX-512 body. A path is chosen when the module is imported.
- * Work is split over threads by output rows, by heads and by spans of keys, never inside a sum.
- */
+ * Work is split over threads by output rows, by heads and by spans of keys, never inside a sum. */
 
 #include <math.h>
 #include <stdint.h>
@@ -22,6 +21,9 @@
 /* Bytes between what is multiplied and what is fetched meanwhile: far enough to hide the wait. */
 #define AHEAD 3072
 #define COLUMNS 512 /* what a thread takes of a transposed product: whole blocks of FP8 */
+/* A thread's totals of many tokens, not on its stack: musl gives a thread 128 KB of that. */
+static _Thread_local ALIGNED float totals_of_thread[1 << 16];
+#define TOTALS (sizeof totals_of_thread / sizeof(float))
 
 enum { INT4, FP8, BF16, F32 };
 static const int BITS[] = {4, 8, 16, 32};
@@ -89,13 +91,12 @@ INLINE const char *row_scale(const Job *job, long r) {
 #undef PATH_NAME
 
 #if defined(__x86_64__)
-#if defined(__clang__)
 #define PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
 #define TARGET(features) \
     PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define TARGET_END _Pragma("clang attribute pop")
 #else
-#define PRAGMA(x) _Pragma(#x)
 #define TARGET(features) _Pragma("GCC push_options") PRAGMA(GCC target(features))
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
@@ -126,7 +127,6 @@ TARGET_END
 #include "_integers.h"
 #include "_linear_integers.h"
 #endif
-
 #if defined(HAS_TILES)
 #include "_tiles.h"
 #include "_attend_tiles.h"

@@ -75,6 +75,29 @@ def test_the_environment_cannot_choose_unknown_kernels():
     assert "no kernels named 'sse9'" in kernels_in_a_new_process("sse9").stderr
 
 
+SMALL_STACK = """
+import threading
+import numpy as np
+from k2ref import ops, quant
+
+weights = [quant.Int4(np.zeros((64, 128), np.int32), np.zeros((64, 32), np.uint16)),
+           quant.Bf16(np.zeros((64, 1024), np.uint16)), quant.F32(np.zeros((64, 1024), np.float32))]
+threading.stack_size(128 << 10)
+def multiply():
+    print([bool((ops.linear(np.ones((64, 1024), np.float32), w, 1) == 0).all()) for w in weights])
+thread = threading.Thread(target=multiply)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_thread_needs_no_large_stack(kernels):
+    # As musl's threads have it (Alpine Linux), and the main thread after `ulimit -s 128`.
+    env = {**os.environ, "K2REF_KERNELS": kernels.path_name()}
+    done = subprocess.run([sys.executable, "-c", SMALL_STACK], capture_output=True, env=env)
+    assert (done.returncode, done.stdout.strip()) == (0, b"[True, True, True]"), done.stderr
+
+
 def test_default_threads_is_at_least_one():
     assert ops.default_threads() >= 1
 
