@@ -57,6 +57,8 @@ def parser():
         prog="python -m k2ref", allow_abbrev=False, epilog=HELP, add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Ask a Kimi K2 model and watch it answer.")
+    # The same text from every Python: 3.14 would colour the help, 3.15 guess at what was meant.
+    parser.color = parser.suggest_on_error = False
     parser.add_argument("prompt", nargs="?", help="what to ask; without it, standard input, or on "
                         "a terminal a conversation")
     group = parser.add_argument_group("what is asked, and of whom")

@@ -27,6 +27,7 @@ Chapter 15.
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from math import fsum
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +162,14 @@ def make(config: Config, budget: int, speed: rates.Rates, context=CONTEXT,
     part = config.num_experts_per_tok / config.n_routed_experts
     n_moe = sum(map(config.is_moe_layer, range(config.num_hidden_layers)))
     chosen = int(sum(experts.values()) * part)
+    # Exact sums: `sum` of floats gives other last bits since Python 3.12.
     seconds = {format: n_bytes / speed.kernels[format] for format, n_bytes in dense.items()}
     return Plan(
         budget=int(budget), cache=kv_bytes(config, context, cache_dtype),
         dense=sum(dense.values()), experts=sum(experts.values()), chosen=chosen,
         beside=chosen // max(1, n_moe),
-        dense_s=sum(seconds.values()) + config.num_hidden_layers * speed.layer_s,
-        expert_s=sum(n * part / speed.kernels[format] for format, n in experts.items()),
+        dense_s=fsum(seconds.values()) + config.num_hidden_layers * speed.layer_s,
+        expert_s=fsum(n * part / speed.kernels[format] for format, n in experts.items()),
         disk=speed.disk, last=min(1.0, READERS / config.num_experts_per_tok),
         dense_here=here[0], experts_here=here[1], idle=speed.idle)
 

@@ -113,6 +113,14 @@ def test_help_names_every_option_and_shows_examples(capsys):
     assert "K2REF_MODEL" in out and "\nexamples:\n" in out
 
 
+def test_help_and_mistakes_read_the_same_with_every_python(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # since 3.14 argparse follows it
+    assert main(["--help"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert main(["--cache-dtype", "bf15", "hi"]) == 2  # since 3.15 it guesses
+    assert "maybe you meant" not in capsys.readouterr().err
+
+
 def test_the_model_directory_may_come_from_the_environment(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("K2REF_MODEL", str(tmp_path / "nowhere"))
     assert main(["hello"]) == 2
