@@ -102,7 +102,8 @@ def parser():
                        "what is free; a checkpoint that is larger is streamed from disk)")
     group.add_argument("--lock", action="store_true",
                        help="ask the system to keep in memory what every token needs")
-    group.add_argument("--cache", choices=CACHE_DTYPES,
+    group.add_argument("--cache", type=_one_of(CACHE_DTYPES),
+                       metavar=f"{{{','.join(CACHE_DTYPES)}}}",
                        help="how numbers of the KV cache are kept (default: float32, or as the "
                        "session has them); bf16 halves its memory")
     group.add_argument("--hide-thinking", action="store_true", help="show the answer only")
@@ -172,6 +173,18 @@ def _at_least(low):
         if not text.isdecimal() or int(text) < low:
             raise argparse.ArgumentTypeError(f"expected a whole number >= {low}, found {text!r}")
         return int(text)
+
+    return convert
+
+
+def _one_of(names):
+    """Make a converter that takes these and no others; argparse's `choices` speak by version."""
+
+    def convert(text):
+        if text not in names:
+            choices = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {choices})")
+        return text
 
     return convert
 
