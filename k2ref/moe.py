@@ -107,9 +107,10 @@ def choose(scores, bias, config):
     (T, E), (E,) -> (T, K), (T, K)
     """
     choice = scores + bias
+    best = (-choice).argsort(axis=-1, kind="stable")
     if config.n_group > 1:
-        choice = _mask_groups(choice, config)
-    chosen = (-choice).argsort(axis=-1, kind="stable")[:, :config.num_experts_per_tok]
+        best = _best_groups_first(best, choice, config)
+    chosen = best[:, :config.num_experts_per_tok]
     # Trap: the bias must not reach the mixing weights (vllm#12002).
     mix = scores[np.arange(len(scores))[:, None], chosen]
     if config.norm_topk_prob and config.num_experts_per_tok > 1:
@@ -117,21 +118,24 @@ def choose(scores, bias, config):
     return chosen, mix * np.float32(config.routed_scaling_factor)
 
 
-def _mask_groups(choice, config):
-    """Keep the `topk_group` groups of experts whose two best add up to most; others become 0.
+def _best_groups_first(best, choice, config):
+    """Put the experts of the `topk_group` groups whose two best add up to most before all others.
 
-    (T, E) -> (T, E)
+    (T, E), (T, E) -> (T, E)
 
-    Kimi's and DeepSeek's own code masks with 0.0, newer transformers with -inf; they differ only
-    where a kept choice is negative.
+    `best` and the result are expert ids. Config sees to it that K experts are among the first.
     """
+    # Trap: masked with 0.0, an expert of another group passes those whose bias made them negative
+    # (vllm#13474). Kimi's own modeling_deepseek.py still masks so; DeepSeek's inference/model.py,
+    # transformers since #45441, vLLM and SGLang mask with -inf. Here masked experts come last.
     T, E = choice.shape
     groups = choice.reshape(T, config.n_group, -1)
     best_two = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
     kept = np.argsort(-best_two, axis=-1, kind="stable")[:, :config.topk_group]
-    keep = np.zeros((T, config.n_group), bool)
-    np.put_along_axis(keep, kept, True, axis=-1)
-    return np.where(keep[..., None], groups, np.float32(0)).reshape(T, E)
+    masked = np.ones((T, config.n_group), bool)
+    np.put_along_axis(masked, kept, False, axis=-1)
+    masked = np.take_along_axis(masked, best // (E // config.n_group), axis=-1)  # as best is
+    return np.take_along_axis(best, masked.argsort(axis=-1, kind="stable"), axis=-1)
 
 
 def mixture(h, w, chosen, mix, threads=None, arrivals=None):

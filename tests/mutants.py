@@ -35,6 +35,13 @@ MUTANTS = [
     Mutant("bias-in-the-mixing-weights", "moe.py",
            "mix = scores[np.arange(len(scores))", "mix = choice[np.arange(len(scores))",
            "test_moe.py"),
+    Mutant("masked-groups-count-as-zero", "moe.py",
+           "best = _best_groups_first(best, choice, config)",
+           "first = _best_groups_first(best, choice, config)[:, :config.topk_group * "
+           "(choice.shape[1] // config.n_group)]; zeros = np.zeros_like(choice); "
+           "np.put_along_axis(zeros, first, np.take_along_axis(choice, first, -1), -1); "
+           "best = (-zeros).argsort(axis=-1, kind='stable')",
+           "test_moe.py"),
     Mutant("mix-not-normalised", "moe.py",
            "if config.norm_topk_prob and", "if False and", "test_moe.py"),
     Mutant("router-scores-in-bf16", "moe.py",

@@ -4,7 +4,6 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import FORMATS, activations, matrix, n_threads, routings, seeds
@@ -39,7 +38,7 @@ def choose_slowly(scores, bias, config):
 
         kept = sorted(groups, key=lambda g: (-best_two(g), g))[: config.topk_group]
         if config.n_group > 1:
-            choice = [c if e // per_group in kept else 0.0 for e, c in enumerate(choice)]
+            choice = [c if e // per_group in kept else -np.inf for e, c in enumerate(choice)]
         yield sorted(range(len(bias)), key=lambda e: (-choice[e], e))[: config.num_experts_per_tok]
 
 
@@ -118,14 +117,29 @@ def test_groups_are_judged_by_their_two_best():
     assert chosen.tolist() == [[0, 1]]
 
 
-def test_experts_of_dropped_groups_count_as_zero_not_as_minus_infinity():
-    # As in Kimi's and DeepSeek's own code; transformers 5 masks with -inf and would take 1.
-    config = router(n_group=2, topk_group=1)
-    scores, bias = row(0.9, 0.2, 0.1, 0.1), np.array([0, -0.5, -0.9, -0.9], np.float32)
-    assert (scores + bias)[0].tolist() == pytest.approx([0.9, -0.3, -0.8, -0.8])
+def test_trap_experts_of_masked_groups_are_never_chosen():
+    config = router(n_group=2, topk_group=1, num_experts_per_tok=3)
+    scores = row(0.6, 0.5, 0.4, 0.3, 0.2, 0.2, 0.1, 0.1)
+    bias = np.repeat(np.float32([-0.45, -0.9]), 4)
+    assert (scores + bias)[0, 2] < 0
     chosen, mix = moe.choose(scores, bias, config)
-    assert chosen.tolist() == [[0, 2]]
-    np.testing.assert_allclose(mix, row(0.9, 0.1) * 2.5, rtol=8 * U)
+    assert chosen.tolist() == [[0, 1, 2]]
+    np.testing.assert_allclose(mix, row(0.6, 0.5, 0.4) * 2.5 / 1.5, rtol=8 * U)
+
+
+@given(routings(), st.sampled_from([-1e38, -3e38, -np.inf, 3e38, np.inf]), st.data())
+def test_no_bias_brings_an_expert_of_a_masked_group_back(routing, extreme, data):
+    scores, bias, config = routing
+    at = data.draw(st.lists(st.integers(0, len(bias) - 1)))
+    bias[at] = extreme
+    with np.errstate(over="ignore", invalid="ignore"):
+        chosen, _ = moe.choose(scores, bias, config)
+    per_group = len(bias) // config.n_group
+    for experts in chosen:
+        assert len(set(experts.tolist())) == config.num_experts_per_tok
+        # Of E / n_group * topk_group experts that may be chosen, all are in topk_group groups.
+        if config.n_group > 1:
+            assert len({e // per_group for e in experts}) <= config.topk_group
 
 
 def test_mix_is_left_as_it_is_without_normalisation():
