@@ -41,11 +41,12 @@ INLINE void NAME(score)(const Attention *a, const float *q, const float *keys, l
         }
 }
 
-/* Scores to exponentials in place, zeros after the last key; gives the largest score and the sum. */
+/* Scores to exponentials in place, zeros after the last key; gives the largest score and the sum.
+ * A score that is not finite would be passed over, or count for nothing: it makes the sum NaN. */
 INLINE void NAME(exponentials)(float *scores, long n_keys, float *largest, float *sum) {
     ALIGNED float lanes[16];
     float top = scores[0];
-    v16 most, total = {{{0}}};
+    v16 most, total = {{{0}}}, doubt = {{{0}}};
     for (long k = n_keys; k < KEYS; k++) scores[k] = top;
     EACH_PART most.part[p] = NAME(splat)(top);
     for (long k = 0; k < KEYS; k += 16)
@@ -55,6 +56,7 @@ INLINE void NAME(exponentials)(float *scores, long n_keys, float *largest, float
     for (long k = 0; k < KEYS; k += 16)
         EACH_PART {
             float *s = scores + k + WIDTH * p;
+            doubt.part[p] = doubt.part[p] + NAME(load)(s);
             NAME(store)(s, NAME(exp)(NAME(load)(s) - top));
         }
     for (long k = n_keys; k < KEYS; k++) scores[k] = 0;
@@ -62,6 +64,8 @@ INLINE void NAME(exponentials)(float *scores, long n_keys, float *largest, float
         EACH_PART total.part[p] = total.part[p] + NAME(load)(scores + k + WIDTH * p);
     EACH_PART NAME(store)(lanes + WIDTH * p, total.part[p]);
     *largest = top, *sum = NAME(add_lanes)(lanes);
+    EACH_PART NAME(store)(lanes + WIDTH * p, doubt.part[p]);
+    *sum += 0 * NAME(add_lanes)(lanes);
 }
 
 /* out[h][c] += weight[h][k] * cache[k][c] over keys, in order, for M heads and V vectors. */
@@ -176,11 +180,12 @@ static void NAME(silu_mul)(const float *gate, const float *up, float *out, long 
     }
 }
 
-/* One row of RMSNorm: y = w * (x * rsqrt(mean(x^2) + eps)), squares summed in sixteen lanes. */
+/* One row of RMSNorm: y = w * (x * rsqrt(mean(x^2) + eps)), squares summed in sixteen lanes. Squares
+ * that overflow would make zeros of a row: they make it NaN. */
 static void NAME(rms_norm_row)(const float *x, const float *weight, float *y, long n, float eps) {
     float lanes[16] = {0};
     for (long i = 0; i < n; i++) lanes[i & 15] += x[i] * x[i];
-    float r = 1.0f / sqrtf(NAME(add_lanes)(lanes) / n + eps);
+    float mean = NAME(add_lanes)(lanes) / n, r = 1.0f / sqrtf(mean + eps + 0 * mean);
     for (long i = 0; i < n; i++) y[i] = weight[i] * (x[i] * r);
 }
 

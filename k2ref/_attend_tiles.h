@@ -170,7 +170,7 @@ static void weigh(const Attention *a, const Room *room, long n_keys, int n_heads
     for (int h = 0; h < n_heads; h += 16) {
         float *scores = room->scores + h, *largest = state + h, *sums = state_sum_avx512(state) + h;
         __m512 top = _mm512_set1_ps(-INFINITY), tops[4] = {top, top, top, top};
-        __m512 none = _mm512_setzero_ps(), sum[4] = {none, none, none, none};
+        __m512 none = _mm512_setzero_ps(), sum[4] = {none, none, none, none}, doubt = none;
 #pragma GCC unroll 4
         for (long k = 0; k < n_keys; k++)
             tops[k % 4] = _mm512_max_ps(scaled(scores + k * HEADS, scale), tops[k % 4]);
@@ -178,14 +178,16 @@ static void weigh(const Attention *a, const Room *room, long n_keys, int n_heads
         if (!fresh) top = _mm512_max_ps(_mm512_load_ps(largest), top);
 #pragma GCC unroll 4
         for (long k = 0; k < n_keys; k++) {
-            __m512 x = _mm512_sub_ps(scaled(scores + k * HEADS, scale), top);
-            x = (__m512)exp_avx512((vf_avx512)x);
+            __m512 x = scaled(scores + k * HEADS, scale);
+            doubt = _mm512_add_ps(doubt, x);
+            x = (__m512)exp_avx512((vf_avx512)_mm512_sub_ps(x, top));
             _mm512_store_ps(scores + k * HEADS, x);
             sum[k % 4] = _mm512_add_ps(sum[k % 4], x);
         }
         for (long k = n_keys; k < n_steps(n_keys) * STEP; k++)
             _mm512_store_ps(scores + k * HEADS, none);
         sum[0] = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+        sum[0] = _mm512_fmadd_ps(doubt, none, sum[0]); /* NaN, where a score is not finite */
         if (!fresh) {
             __m512 less = _mm512_sub_ps(_mm512_load_ps(largest), top);
             __m512 factor = (__m512)exp_avx512((vf_avx512)less);

@@ -224,8 +224,10 @@ def attend_numpy(q, cache_rows, start, softmax_scale, C, threads=None):
     context = np.empty((T, H, C), np.float32)
     for h in range(H):
         scores = np.float32(softmax_scale) * (q[:, h] @ keys.T)
+        # Of -inf, softmax makes 0: NaN, or infinity, must show in the row that it is in.
+        doubt = 0 * np.where(hidden, 0, scores).sum(axis=1, keepdims=True)
         scores[hidden] = -np.inf
-        context[:, h] = ops.softmax(scores) @ keys[:, :C]
+        context[:, h] = (ops.softmax(scores) + doubt) @ keys[:, :C]
     return context
 
 

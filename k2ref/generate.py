@@ -15,7 +15,7 @@ import numpy as np
 
 from k2ref.attention import KVCache
 from k2ref.model import forward
-from k2ref.sampling import Settings, sample
+from k2ref.sampling import Settings, check_finite, sample
 
 # A prompt is read in pieces, so that progress shows and memory stays bounded; the bits of the
 # logits do not depend on the size. Larger pieces read each expert's weights fewer times.
@@ -133,15 +133,30 @@ def prefill(model, ids, cache, on_prefill=None):
     (T,) -> (W,)
 
     Output float32. `on_prefill(done, total)` is called after each piece.
+    Raises: ValueError where a number on the way is not finite.
     """
     # A streamed model reads most experts from disk for each piece: the fewer, the better.
     chunk = model.chunk if model.stream else PREFILL_CHUNK
     for start in range(0, len(ids), chunk):
         piece = ids[start : start + chunk]
-        logits = forward(model, piece, cache, last_only=True)
+        logits = _next_logits(model, piece, cache)
         if on_prefill is not None:
             on_prefill(start + len(piece), len(ids))
-    return logits[-1]
+    return logits
+
+
+def _next_logits(model, ids, cache):
+    """Read tokens into the cache and return the logits after the last: (T,) -> (W,).
+
+    What is not finite anywhere on the way makes them so (`forward`); then the cache is left as it
+    was, for tokens that look back at such rows would be worth nothing.
+    """
+    before = cache.length
+    logits = forward(model, ids, cache, last_only=True)[-1]
+    if not np.isfinite(logits).all():
+        cache.truncate(before)
+        check_finite(logits)
+    return logits
 
 
 def _tokens(model, ids, cache, choose, stop_ids, room, on_prefill, before):
@@ -156,7 +171,7 @@ def _tokens(model, ids, cache, choose, stop_ids, room, on_prefill, before):
         seen.append(choice.id)
         if len(seen) == full:
             return "length"
-        logits = forward(model, [choice.id], cache)[-1]
+        logits = _next_logits(model, [choice.id], cache)
 
 
 def _room(config, cache, n_prompt):

@@ -181,9 +181,10 @@ def forward(model, ids, cache=None, trace=None, last_only=False):
     (T,) -> (T, W)
 
     float32. The cache, if given, is extended by the T tokens, or left as it was if anything fails.
-    `last_only` gives the last row alone, (1, W). The bits of a row do not depend on how the tokens
-    were cut into calls, on the cache, or on the number of threads. A `trace`, by default the
-    model's, records the intermediates (trace.py), and none of a pass that fails.
+    `last_only` gives the last row alone, (1, W); it is NaN if anything before it is not finite. The
+    bits of a row do not depend on how the tokens were cut into calls, on the cache, or on the
+    number of threads. A `trace`, by default the model's, records the intermediates (trace.py), and
+    none of a pass that fails.
     Raises: ValueError for ids that are not in the vocabulary or do not fit the context.
     """
     ids = _check_ids(ids, model.config)
@@ -214,13 +215,11 @@ def _logits(model, ids, cache, trace, last_only):
     """Send the ids through the model, a chunk at a time: (T,) -> (T, W)."""
     rows, chunk = [], model.chunk
     every = not last_only or (trace is not None and trace.wants("norm", "logits"))
+    lost = False  # numbers that are not finite, in a row of which nothing would be seen
     for start in range(0, len(ids), chunk):
-        last = start + chunk >= len(ids)
         x = _layers(model, ids[start:start + chunk], cache, trace)
-        if every:
-            rows.append(x)
-        else:
-            rows = [x[-1:]] if last else []
+        rows = [*rows, x] if every else [x[-1:]]
+        lost = lost or (last_only and not np.isfinite(x[:-1]).all())
     if not rows:
         return np.empty((0, model.config.vocab_size), np.float32)
     x = ops.rms_norm(np.concatenate(rows), model.norm, model.config.rms_norm_eps)
@@ -228,7 +227,9 @@ def _logits(model, ids, cache, trace, last_only):
     logits = linear(x, model.lm_head, model.threads)
     if trace is not None:
         trace.record_all("", norm=x, logits=logits)
-    return logits[-1:] if last_only else logits
+    if last_only:
+        return np.full_like(logits[-1:], np.nan) if lost else logits[-1:]
+    return logits
 
 
 def _layers(model, ids, cache, trace):

@@ -10,6 +10,7 @@ An expert is an MLP like that of the dense first layer, narrower: down(silu(gate
 Chapters 09 and 10.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,8 +98,14 @@ def route(h, gate, bias, config, threads=None):
     chosen int64, best first (ties: the lower id); mix float32.
     Source: modeling_deepseek.py, MoEGate; DeepSeek-V3 report, equations 12 to 16.
     """
+    logits = ops.linear(h, gate, threads)
     # Trap: scores stay in float32; rounded to bf16, near-ties flip (sglang#33764).
-    return choose(ops.sigmoid(ops.linear(h, gate, threads)), bias, config)
+    chosen, mix = choose(ops.sigmoid(logits), bias, config)
+    # An expert of NaN is chosen last, an infinite logit is a score of 0 or 1: neither would show.
+    if not math.isfinite(np.vdot(logits, logits) + np.vdot(bias, bias)):
+        sound = np.isfinite(logits).all(axis=-1, keepdims=True) & np.isfinite(bias).all()
+        mix = np.where(sound, mix, np.float32(np.nan))
+    return chosen, mix
 
 
 def choose(scores, bias, config):

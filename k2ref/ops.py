@@ -148,7 +148,7 @@ def rms_norm(x, weight, eps):
 
     (T, D), (D,) -> (T, D)
 
-    float32. eps keeps a row of zeros finite.
+    float32. eps keeps a row of zeros finite; a row whose squares overflow becomes NaN, and not 0.
     Source: modeling_deepseek.py, DeepseekV3RMSNorm.
     """
     if kernels is None:
@@ -164,7 +164,7 @@ def rms_norm_numpy(x, weight, eps):
     (T, D), (D,) -> (T, D)
     """
     mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    return weight * (x / np.sqrt(mean_square + np.float32(eps)))
+    return weight * (x / np.sqrt(mean_square + np.float32(eps) + 0 * mean_square))
 
 
 def silu(x):

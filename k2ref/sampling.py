@@ -85,7 +85,7 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     Raises: ValueError if a logit is not finite or a setting makes no sense.
     """
     settings = Settings(temperature, top_k, top_p, min_p)
-    logits = _finite(logits)
+    logits = check_finite(logits)
     if settings.temperature == 0:
         greedy = np.zeros(logits.size)
         greedy[np.argmax(logits)] = 1.0
@@ -133,7 +133,7 @@ def log_probabilities(logits):
 
     Output float64.
     """
-    logits = _finite(logits)
+    logits = check_finite(logits)
     shifted = logits - logits.max()
     return shifted - np.log(np.exp(shifted).sum())
 
@@ -166,12 +166,18 @@ def sample(logits, rng, seen=(), n_top=0, **settings):
     if penalty is not None:
         logits = penalize_repetition(logits, seen, penalty)
     chosen = pick(probabilities(logits, **settings), rng.random())
-    best = np.argsort(-_finite(model_logits), kind="stable")[:n_top] if n_top else ()
+    best = np.argsort(-check_finite(model_logits), kind="stable")[:n_top] if n_top else ()
     top = [(int(i), float(logprobs[i])) for i in best]
     return Choice(chosen, float(logprobs[chosen]), top)
 
 
-def _finite(logits):
+def check_finite(logits):
+    """Return the logits as float64.
+
+    (W,) -> (W,)
+
+    Raises: ValueError if one is not finite.
+    """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 1 or logits.size == 0:
         raise ValueError(f"logits must be one row (W,), found shape {logits.shape}")
