@@ -17,10 +17,13 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from k2ref import history
+from k2ref import conversation, history
 from k2ref.atomic import replacing, require_file
 from k2ref.conversation import Context, prompt_ids, reply
 from k2ref.events import Content, Done, Ended, Hidden, ToolResult
+from k2ref.generate import check_settings, whole
+from k2ref.styles import ChatError
+from k2ref.template import is_partial
 from k2ref.tools import TIMEOUT_S, Toolbox
 
 MAX_STEPS = 300  # the model card speaks of two to three hundred calls in a row
@@ -28,6 +31,8 @@ MAX_STEPS = 300  # the model card speaks of two to three hundred calls in a row
 # published runs allow 24,000 a step in search and 48,000 elsewhere.
 SHARE_TO_WRITE = 8
 BEGUN = "Error: the user interrupted this call while it ran; it may have done its work, or a part."
+CUT_OFF = ("Error: not run, the call was cut off before its end; write it again, whole, and "
+           "shorter if it was too long.")
 
 
 class Agent:
@@ -35,21 +40,38 @@ class Agent:
 
     `tools` are Python functions with type hints and docstrings (schema.py). `messages` is the
     history so far. `keep_turns` shows the model only the last turns of tool calls. `failures`
-    counts what went wrong, by kind. `settings` are those of `chat`; a seed is moved on with every
-    reply, or all would draw the same numbers.
-    Raises: ToolError for a function that cannot be declared.
+    counts what went wrong, by kind. `settings` are those of `chat`, `thinking` and
+    `preserve_thinking` among them; a seed is moved on with every reply, or all would draw the same
+    numbers. All of it is checked now.
+    Raises: ToolError for a function that cannot be declared; ChatError for a history that is not
+    well formed, or a mode that the checkpoint does not have; ValueError or TypeError for a setting
+    that makes no sense; TokenizerError for a model without a tokenizer.
     """
 
     def __init__(self, model, tools=(), messages=(), *, max_steps=MAX_STEPS, keep_turns=None,
-                 timeout_s=TIMEOUT_S, context=None, n_hidden=0, **settings):
+                 timeout_s=TIMEOUT_S, context=None, n_hidden=0, thinking=True,
+                 preserve_thinking=False, cache_dtype=None, **settings):
         self.model = model
         self.toolbox = Toolbox(tools, timeout_s)
         self.messages = history.rename_calls(messages)
-        self.max_steps, self.keep_turns = max_steps, keep_turns
-        self.context = context or Context(model, settings.pop("cache_dtype", "float32"))
-        self.n_hidden = n_hidden  # of the tool results, the oldest
+        self.max_steps = whole("max_steps", max_steps, 0)
+        self.keep_turns = keep_turns if keep_turns is None else whole("keep_turns", keep_turns, 1)
+        self.n_hidden = whole("n_hidden", n_hidden, 0)  # of the tool results, the oldest
+        self.thinking, self.preserve_thinking = thinking, preserve_thinking
+        conversation.prompt_ids(model, self.messages, self.toolbox.declarations, thinking,
+                                preserve_thinking)
+        if is_partial(self.messages):
+            raise ChatError("messages: expected turns that have ended, found a last one that is "
+                            "partial; an agent goes on with a new one, `chat` with that one")
+        shown = {"on_token", "on_prefill"}
+        check_settings(model, thinking=thinking, **{
+            name: value for name, value in settings.items() if name not in shown})
         self.seed = settings.pop("seed", None)
         self.settings = settings
+        if context and cache_dtype not in (None, context.cache.dtype):
+            raise ValueError(f"cache_dtype: the context has {context.cache.dtype}, found "
+                             f"{cache_dtype!r}; leave one of the two out")
+        self.context = context or Context(model, cache_dtype or "float32")
         self.failures = Counter()
 
     def run(self, prompt=None):
@@ -67,21 +89,28 @@ class Agent:
             self.messages.append({"role": "user", "content": prompt})
         try:
             yield from self._steps()
-        except ValueError:
+        except Exception:
             if is_new and self.messages[-1]["role"] == "user":
                 self.messages.pop()
             raise
 
     def _steps(self):
+        was_cut_off = False
         for n_steps in range(self.max_steps + 1):
             ids = yield from self._prompt()
             done = yield from self._reply(ids)
-            calls = done.message.get("tool_calls", [])
+            calls = self.messages[-1].get("tool_calls", [])
             if not calls or not self.toolbox.functions:
                 yield Ended(done.finish_reason, n_steps)
                 return
             may_run = n_steps < self.max_steps
-            yield from self._run_calls(self.messages[-1]["tool_calls"], may_run)
+            yield from self._run_calls(calls, may_run)
+            # Trap: a model that is told so may write the same again, and again (mastra#15717).
+            is_cut_off = done.finish_reason == "length" and not history.is_complete(calls[-1])
+            if is_cut_off and was_cut_off:
+                yield Ended("length", n_steps + may_run)
+                return
+            was_cut_off = is_cut_off
         yield Ended("max_steps", self.max_steps)
 
     def view(self):
@@ -106,7 +135,8 @@ class Agent:
             yield Hidden(self.n_hidden, n_results)
 
     def _render(self):
-        return prompt_ids(self.model, self.view(), self.toolbox.declarations)
+        return prompt_ids(self.model, self.view(), self.toolbox.declarations, self.thinking,
+                          self.preserve_thinking)
 
     def _reply(self, ids):
         settings = dict(self.settings)
@@ -116,7 +146,7 @@ class Agent:
         said, done = [], None
         try:
             for event in reply(self.model, ids, self.toolbox.declarations, self.context,
-                               **settings):
+                               thinking=self.thinking, **settings):
                 if isinstance(event, Content):
                     said.append(event.text)
                 if isinstance(event, Done):
@@ -135,7 +165,9 @@ class Agent:
                 name, arguments = call["function"]["name"], call["function"]["arguments"]
                 if not may_run:
                     break
-                results.append(self.toolbox.call(call["id"], name, arguments))
+                results.append(self.toolbox.call(call["id"], name, arguments)
+                               if history.is_complete(call)
+                               else ToolResult(call["id"], name, CUT_OFF, "cut off"))
                 if results[-1].failure:
                     self.failures[results[-1].failure] += 1
                 yield results[-1]

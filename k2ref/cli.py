@@ -10,13 +10,14 @@ Chapter 00.
 import os
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 from k2ref import __version__, inspection, ops, options, plan
 from k2ref.agent import Agent
 from k2ref.dialogue import Dialogue, note
-from k2ref.generate import generate
+from k2ref.generate import default_settings, generate
 from k2ref.model import load
 from k2ref.options import UsageError
 from k2ref.recording import Recording
@@ -65,9 +66,10 @@ def _run(args):
         print(plan.report(path, args.memory, args.threads, args.cache or "float32"))
         return 0
     if args.raw and (args.system is not None or args.hide_thinking or args.tools or args.session
-                     or args.transcript):
+                     or args.transcript or args.no_thinking or args.preserve_thinking):
         raise UsageError("--raw uses no chat template, so --system, --hide-thinking, --tools, "
-                         "--session and --transcript do not go with it")
+                         "--session, --transcript, --no-thinking and --preserve-thinking do not "
+                         "go with it")
     prompt = _prompt(args)
     options.check_text("--system", args.system or "")
     options.check_recording(args, prompt)
@@ -77,8 +79,11 @@ def _run(args):
     ops.kernels_name()  # a K2REF_KERNELS that this machine cannot run is refused here
     if ops.missing_kernels():
         note(ops.missing_kernels())
-    with progress(sys.stderr, "loading the model", unit="B") as update:
-        model = load(path, args.threads, args.memory, args.lock, update)
+    with warnings.catch_warnings(record=True) as remarks, progress(
+            sys.stderr, "loading the model", unit="B") as update:
+        model = load(path, args.threads, args.memory, args.lock, update, args.style)
+    for remark in remarks:
+        note(str(remark.message))
     for remark in model.stream.notes if model.stream else ():
         note(remark)
     if model.tokenizer is None:
@@ -108,7 +113,8 @@ def _recording(model, prompt, args, settings):
         return None
     name = args.model if args.model is not None else os.environ.get("K2REF_MODEL")
     return Recording(
-        model, args.trace, args.trace_only, args.show, args.max_tokens, settings, note,
+        model, args.trace, args.trace_only, args.show, args.max_tokens,
+        {**default_settings(model, not args.no_thinking), **settings}, note,
         k2ref=__version__, asked=prompt, seed=args.seed,
         checkpoint=Path(name).resolve().name if name else "the embedded model")
 
@@ -116,7 +122,9 @@ def _recording(model, prompt, args, settings):
 def _dialogue(model, functions, args, settings, recording):
     """Set up the conversation that the options ask for, or go on with the session's."""
     agent = Agent(model, functions, max_steps=args.max_steps, keep_turns=args.keep_turns,
-                  timeout_s=args.tool_timeout, cache_dtype=args.cache or "float32", **settings)
+                  timeout_s=args.tool_timeout, cache_dtype=args.cache,
+                  thinking=not args.no_thinking, preserve_thinking=args.preserve_thinking,
+                  **settings)
     dialogue = Dialogue(agent, args.hide_thinking, args.stats, args.session,
                         announce=lambda n: _announce_cache(model.config, n, args),
                         recording=recording)

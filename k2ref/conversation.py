@@ -17,7 +17,8 @@ from k2ref.attention import KVCache, require_memory
 from k2ref.events import CallEnd, Done, Prompt, Usage, collect
 from k2ref.generate import generate
 from k2ref.reply import ReplyParser
-from k2ref.template import render
+from k2ref.styles import ChatError, style_for
+from k2ref.template import is_partial, render
 
 
 class Context:
@@ -81,11 +82,14 @@ class Context:
 def prompt_ids(model, messages, tools=None, thinking=True, preserve_thinking=False):
     """Render messages as the official tokenizer does: tools in the style's own spelling.
 
-    Raises: ChatError
+    Raises: ChatError; TokenizerError for a model without a tokenizer.
     """
-    newer = model.tokenizer.style in ("k2.5", "k2.6")
+    style = style_for(model.tokenizer)
+    if tools and style.plain:
+        raise ChatError(f"tools: the template of {style.name} declares none, so the model would "
+                        "never hear of them; leave them out")
     return render(model.tokenizer, messages, tools, thinking=thinking,
-                  preserve_thinking=preserve_thinking, declare="typescript" if newer else "json")
+                  preserve_thinking=preserve_thinking, declare=style.declare)
 
 
 def chat(model, messages, tools=None, *, context=None, thinking=True, preserve_thinking=False,
@@ -93,22 +97,29 @@ def chat(model, messages, tools=None, *, context=None, thinking=True, preserve_t
     """Answer a conversation: return an iterator of typed events (events.py), the last one `Done`.
 
     `messages` and `tools` are OpenAI dicts; `Done.message` is one, too, thinking in its
-    `reasoning_content`, ready to be appended. The ids of calls are renamed, as the official API
-    does (history.py). A `context` keeps the cache from one call to the next. `settings` are those
-    of `generate` and `reply`. Arguments are checked now, the first event is made when asked for.
+    `reasoning_content`, ready to be appended; after a message with `"partial": True` it is only
+    what the model added to it. The ids of calls are renamed, as the official API does (history.py);
+    a call that was cut off is not `complete`, and must not be run. A `context` keeps the cache from
+    one call to the next. `settings` are those of `generate` and `reply`. Arguments are checked now,
+    the first event is made when asked for.
     Raises: ChatError for messages or tools that are not well formed; what `generate` raises.
     """
     messages = history.rename_calls(messages) if isinstance(messages, list) else messages
     ids = prompt_ids(model, messages, tools, thinking, preserve_thinking)
-    in_thinking = model.tokenizer.style in ("k2.5", "k2.6") and thinking
-    return reply(model, ids, tools, context, in_thinking=in_thinking, **settings)
+    in_thinking = False if is_partial(messages) else None
+    return reply(model, ids, tools, context, in_thinking, thinking=thinking, **settings)
 
 
-def reply(model, ids, tools=None, context=None, in_thinking=None, on_token=None, **settings):
+def reply(model, ids, tools=None, context=None, in_thinking=None, on_token=None, thinking=True,
+          **settings):
     """Answer a prompt of ids with the events of a reply; `on_token(token)` is told each token.
 
+    `thinking` is what it was for the prompt.
     Raises: what `generate` raises.
     """
+    if in_thinking is None and not thinking:
+        in_thinking = False
+    settings["thinking"] = thinking
     n_cached = context.n_shared(ids) if context else 0
     if context:
         tokens = context.generate(ids, **settings)
@@ -137,5 +148,6 @@ def _events(tokens, parser, prompt, on_token):
             if isinstance(event, CallEnd):
                 yield collect(seen).tool_calls[event.index]
     whole = collect(seen)
-    reason = "tool_calls" if reason == "stop" and whole.tool_calls else reason
+    if reason == "stop" and any(call.complete for call in whole.tool_calls):
+        reason = "tool_calls"
     yield Done(reason, history.message_of(whole), Usage(prompt.n_tokens, prompt.n_cached, n))

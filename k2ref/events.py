@@ -13,6 +13,7 @@ Chapter 02.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 
 
@@ -49,18 +50,25 @@ class CallArguments:
 
 @dataclass(frozen=True)
 class CallEnd:
-    """Say that a call is complete, or that the reply ended within it."""
+    """Say that a call is over: the model closed it, or else it is cut off and must not be run."""
 
     index: int
+    complete: bool = True
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """Hold one call; `arguments` is the JSON as the model wrote it, which may be broken."""
+    """Hold one call; `arguments` is the JSON as the model wrote it, which may be broken.
+
+    A call that is not `complete` was cut off, by the token limit or the end of the reply: whatever
+    there is of its arguments, it must not be run. Two calls that say the same are equal all the
+    same.
+    """
 
     id: str
     name: str  # "" if the model left it out and it could not be inferred
     arguments: str
+    complete: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -127,16 +135,64 @@ class Reply:
 def collect(events):
     """Put the events of a reply together into a `Reply`."""
     text = {Thinking: [], Content: []}
-    calls = []
+    begun, pieces, complete = [], [], set()
     for event in events:
         if isinstance(event, CallBegin):
-            calls.append((event.id, event.name, []))
+            begun.append(event)
+            pieces.append([])
         elif isinstance(event, CallArguments):
-            calls[event.index][2].append(event.text)
+            pieces[event.index].append(event.text)
+        elif isinstance(event, CallEnd) and event.complete:
+            complete.add(event.index)
         elif type(event) in text:
             text[type(event)].append(event.text)
-    return Reply("".join(text[Thinking]), "".join(text[Content]),
-                 [ToolCall(id, name, "".join(pieces)) for id, name, pieces in calls])
+    calls = [ToolCall(call.id, call.name, "".join(pieces[i]), i in complete)
+             for i, call in enumerate(begun)]
+    return Reply("".join(text[Thinking]), "".join(text[Content]), calls)
+
+
+def name_of(id, tools=None):
+    """Name the tool that the id of a call spells, "" if it is nothing but a counter.
+
+    An id is functions.NAME:IDX, but models also write functionsNAMEIDX, functions_NAME_IDX, NAME or
+    IDX alone. Where the tools are known, the readings of an id are what is left without "functions"
+    and a separator, and without a counter and a separator. The id means the tool that it spells in
+    full, else the only one among its readings. An id that has letters but means no tool keeps its
+    own name, as functions.delete_file:0 or call_5 do, and there is no such tool: it is never
+    another one that would be run.
+    """
+    # Trap: strict patterns for the id lose calls to tools with a dash or a dot in their name, and
+    # those without "functions.". https://blog.vllm.ai/2025/10/28/Kimi-K2-Accuracy.html
+    stem = id.removeprefix("functions.")
+    name = COUNTER.sub("", stem)
+    known = {function["name"] for function in _functions(tools)}
+    if not known:
+        return "" if stem.isdecimal() else name
+    # Trap: neither the dot nor the colon is sure to be there (sglang#21377, exo#2281).
+    left = id.removeprefix("functions")
+    spelled = [id] if left == id else [id, left, *([left[1:]] if left[:1] in SEPARATORS else [])]
+    for whole in (name, *spelled):
+        if whole in known:
+            return whole
+    fitting = [tool for tool in known if any(
+        text.startswith(tool) and COUNTED.fullmatch(text, len(tool)) for text in spelled)]
+    if len(fitting) == 1:
+        return fitting[0]
+    # Trap: some ids are a counter and name nothing (vllm#46127): the arguments must tell. One that
+    # has a name of its own, such as call_5 (sglang#25358), names no tool, and none is guessed.
+    return "" if BARE.fullmatch(id) else name
+
+
+COUNTER = re.compile(r":[0-9]+\Z")
+COUNTED = re.compile(r"[._:/-]?[0-9]+")
+SEPARATORS = ("", ".", "_", ":", "-", "/")
+BARE = re.compile(r"(functions)?[\W_\d]*")
+
+
+def _functions(tools):
+    found = [tool.get("function") for tool in tools or [] if isinstance(tool, dict)]
+    return [function for function in found if isinstance(function, dict)
+            and isinstance(function.get("name"), str) and function["name"]]
 
 
 def infer_name(tools, arguments):
@@ -145,16 +201,19 @@ def infer_name(tools, arguments):
     Returns "" where that is not certain: a guess would run the wrong tool.
     Source: vLLM tests/tool_parsers/test_kimi_k2_tool_parser.py, the bare counter cases.
     """
-    functions = [tool.get("function", {}) for tool in tools or []]
+    functions = _functions(tools)
     if len(functions) > 1:
         try:
             keys = json.loads(arguments).keys()
         except (AttributeError, RecursionError, ValueError):
             return ""
-        functions = [function for function in functions
-                     if _takes(function.get("parameters") or {}, keys)]
-    return functions[0].get("name", "") if len(functions) == 1 else ""
+        functions = [function for function in functions if _takes(function, keys)]
+    return functions[0]["name"] if len(functions) == 1 else ""
 
 
-def _takes(schema, keys):
-    return set(schema.get("required", ())) <= keys <= schema.get("properties", {}).keys()
+def _takes(function, keys):
+    schema = function.get("parameters") or {}
+    try:
+        return set(schema.get("required", ())) <= keys <= schema.get("properties", {}).keys()
+    except (AttributeError, TypeError):
+        return False  # a schema that is none

@@ -14,8 +14,10 @@ import operator
 import numpy as np
 
 from k2ref.attention import KVCache
+from k2ref.intake import quoted
 from k2ref.model import forward
 from k2ref.sampling import Settings, check_finite, sample
+from k2ref.styles import STYLES
 
 # A prompt is read in pieces, so that progress shows and memory stays bounded; the bits of the
 # logits do not depend on the size. Larger pieces read each expert's weights fewer times.
@@ -23,14 +25,6 @@ PREFILL_CHUNK = 512
 
 # How the family's tokenizers name the tokens that end a turn.
 STOP_NAMES = ("<|im_end|>", "[EOS]", "[EOT]")
-
-# What the model cards recommend, by the style of the checkpoint's chat template.
-RECOMMENDED = {
-    "k2-instruct": {"temperature": 0.6},
-    "k2-thinking": {"temperature": 1.0},
-    "k2.5": {"temperature": 1.0, "top_p": 0.95},
-    "k2.6": {"temperature": 1.0, "top_p": 0.95},
-}
 
 
 class Token(int):
@@ -47,18 +41,19 @@ class Token(int):
         return token
 
 
-def default_settings(model):
+def default_settings(model, thinking=True):
     """Collect the sampling settings that this checkpoint wants: a dict of fields of `Settings`.
 
     The checkpoint's generation_config.json decides; what it does not say is the recommendation of
-    the model card; the rest is off.
+    the model card; the rest is off. For answers without thinking the model card comes first, as
+    generation_config.json speaks of the others.
     """
-    style = getattr(model.tokenizer, "style", None)
-    settings = {"temperature": 1.0, **RECOMMENDED.get(style, {})}
+    style = STYLES.get(getattr(model.tokenizer, "style", None))
+    settings = {"temperature": 1.0, **(style.settings if style else {})}
     for name in Settings.__dataclass_fields__:
         if model.generation_defaults.get(name) is not None:
             settings[name] = model.generation_defaults[name]
-    return settings
+    return settings if thinking or not style else {**settings, **style.settings_instant}
 
 
 def default_stop_ids(model):
@@ -80,7 +75,7 @@ def default_stop_ids(model):
 
 def generate(model, ids, max_new_tokens=None, temperature=None, top_p=None, top_k=None, min_p=None,
              repetition_penalty=None, seed=None, stop_ids=None, cache=None, logprobs=0,
-             on_prefill=None, cache_dtype="float32", before=()):
+             on_prefill=None, cache_dtype="float32", before=(), thinking=True):
     """Write the reply to a prompt: return an iterator of `Token`s that computes them as it goes.
 
     Arguments are checked now, the first token is computed when it is asked for. A setting that is
@@ -96,26 +91,20 @@ def generate(model, ids, max_new_tokens=None, temperature=None, top_p=None, top_
     `cache_dtype` ("float32" or "bf16") is made, for the prompt and `max_new_tokens`.
 
     `logprobs` is the number of likeliest alternatives in `Token.top`; `on_prefill(done, total)`
-    is called after each piece of the prompt.
+    is called after each piece of the prompt. After a prompt with thinking=False, say it here, too:
+    answers without thinking have settings of their own.
     Raises: ValueError for an empty prompt, an id outside the vocabulary, a setting that makes no
     sense, a prompt that leaves no room in the context, or a cache too large for the memory.
     """
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
-             "repetition_penalty": repetition_penalty}
-    given = {name: value for name, value in given.items() if value is not None}
-    settings = {**default_settings(model), **given}
-    Settings(**settings)
-    vocabulary = model.config.vocab_size
-    ids = _checked_ids("the prompt", ids, vocabulary)
+    settings, stop_ids, rng = check_settings(
+        model, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop_ids,
+        logprobs, thinking)
+    ids = _checked_ids("the prompt", ids, model.config.vocab_size)
     if not ids:
         raise ValueError("the prompt is empty; give at least one token id")
-    stop_ids = default_stop_ids(model) if stop_ids is None else stop_ids
-    stop_ids = frozenset(_checked_ids("stop_ids", stop_ids, vocabulary))
-    logprobs = _whole("logprobs", logprobs, 0, vocabulary)
-    rng = np.random.Generator(np.random.PCG64(None if seed is None else _whole("seed", seed, 0)))
     room = _room(model.config, cache, len(ids))
     if max_new_tokens is not None:
-        room = min(room, _whole("max_new_tokens", max_new_tokens, 1))
+        room = min(room, max_new_tokens)
     if cache is None:
         # A reply may end long before the context does: what is not asked for need not fit.
         expected = len(ids) if max_new_tokens is None else len(ids) + room
@@ -125,6 +114,30 @@ def generate(model, ids, max_new_tokens=None, temperature=None, top_p=None, top_
         return sample(logits, rng, seen, logprobs, **settings)
 
     return _tokens(model, ids, cache, choose, stop_ids, room, on_prefill, list(before))
+
+
+def check_settings(model, max_new_tokens=None, temperature=None, top_p=None, top_k=None, min_p=None,
+                   repetition_penalty=None, seed=None, stop_ids=None, logprobs=0, thinking=True):
+    """Refuse settings that make no sense; return those of the sampling, the stop ids, the chance.
+
+    They are a dict of fields of `Settings`, a frozenset, and a `np.random.Generator`.
+    Raises: ValueError
+    """
+    if not isinstance(thinking, bool):
+        raise ValueError(f"thinking: expected True or False, found {quoted(thinking)}")
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+             "repetition_penalty": repetition_penalty}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {**default_settings(model, thinking), **given}
+    Settings(**settings)
+    vocabulary = model.config.vocab_size
+    if max_new_tokens is not None:
+        whole("max_new_tokens", max_new_tokens, 1)
+    whole("logprobs", logprobs, 0, vocabulary)
+    stop_ids = default_stop_ids(model) if stop_ids is None else stop_ids
+    stop_ids = frozenset(_checked_ids("stop_ids", stop_ids, vocabulary))
+    rng = np.random.Generator(np.random.PCG64(None if seed is None else whole("seed", seed, 0)))
+    return settings, stop_ids, rng
 
 
 def prefill(model, ids, cache, on_prefill=None):
@@ -189,10 +202,10 @@ def _room(config, cache, n_prompt):
 
 
 def _checked_ids(what, ids, vocabulary):
-    return [_whole(f"an id of {what}", i, 0, vocabulary - 1) for i in ids]
+    return [whole(f"an id of {what}", i, 0, vocabulary - 1) for i in ids]
 
 
-def _whole(name, value, low, high=None):
+def whole(name, value, low, high=None):
     """Return the value as an int, if it is a whole number in the range, ends included."""
     expected = f"a whole number >= {low}" + ("" if high is None else f" and <= {high}")
     try:

@@ -10,14 +10,18 @@ HIDDEN = "[This result is hidden to save room. Call the tool again if it is need
 
 
 def message_of(reply):
-    """Write a `Reply` as an OpenAI message; what it lacks is left out, but for the content."""
+    """Write a `Reply` as an OpenAI message; what it lacks is left out, but for the content.
+
+    A call that was cut off says so: `"complete": False`. Nobody may run it.
+    """
     message = {"role": "assistant", "content": reply.content}
     if reply.thinking:
         message["reasoning_content"] = reply.thinking
     if reply.tool_calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function",
-             "function": {"name": call.name, "arguments": call.arguments}}
+             "function": {"name": call.name, "arguments": call.arguments},
+             **({} if call.complete else {"complete": False})}
             for call in reply.tool_calls]
     return message
 
@@ -81,6 +85,11 @@ def hide_results(messages, n):
 def is_result(message):
     """Tell whether a message is the result of a tool."""
     return isinstance(message, dict) and message.get("role") == "tool"
+
+
+def is_complete(call):
+    """Tell whether the model wrote a call to its end."""
+    return call.get("complete", True) is True
 
 
 def unanswered(messages):

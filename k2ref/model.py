@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from k2ref import attention as attn
-from k2ref import intake, ops, template
+from k2ref import intake, ops, styles
 from k2ref import moe as experts
 from k2ref.attention import KVCache
 from k2ref.checkpoint import Checkpoint
@@ -66,18 +66,19 @@ class Model:
         return self.config.n_bytes_per_token
 
 
-def load(path=None, threads=None, memory=None, lock=False, on_progress=None):
+def load(path=None, threads=None, memory=None, lock=False, on_progress=None, style=None):
     """Open a checkpoint directory as downloaded from the hub; without a path, the embedded model.
 
-    str or Path, int, int, bool, callable -> Model
+    str or Path, int, int, bool, callable, str -> Model
 
     `threads` defaults to the physical cores. A directory without `tiktoken.model` gives a model
     whose `tokenizer` is None. A small checkpoint is mapped, not read. Of a large one, or with a
     budget of `memory` bytes, the dense weights are read here, `on_progress(done, total)` counting
     bytes, and experts when they are chosen (stream.py); `lock` asks the system to keep what is
-    read here, whatever others need.
+    read here, whatever others need. `style` is that of its conversations, by default what the
+    files say (styles.py).
     Raises: ConfigError, CheckpointError, TokenizerError; ValueError for threads, K2REF_KERNELS, or
-    a budget that is too small.
+    a budget that is too small; ChatError for a style that is none.
     """
     path = EMBEDDED if path is None else Path(path)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
@@ -89,7 +90,8 @@ def load(path=None, threads=None, memory=None, lock=False, on_progress=None):
         if tokenizer.n_vocab > config.vocab_size:
             raise ConfigError(f"{path}: vocab_size is {config.vocab_size} in config.json, but the "
                               f"tokenizer has {tokenizer.n_vocab} ids; use files of one checkpoint")
-        tokenizer.style = template.style_of(config, tokenizer)
+        tokenizer.style = (styles.style_of(config, tokenizer, path) if style is None
+                           else styles.style_for(tokenizer, style).name)
     checkpoint = Checkpoint.open(path, config)
     files = [File(shard) for shard in checkpoint.shards]
     stream = None

@@ -14,6 +14,7 @@ from k2ref.atomic import require_file
 from k2ref.attention import CACHE_DTYPES
 from k2ref.demonstration import DEMONSTRATION
 from k2ref.sampling import Settings
+from k2ref.styles import STYLES
 from k2ref.tools import TIMEOUT_S
 
 HELP = """\
@@ -65,6 +66,8 @@ def parser():
     group.add_argument("--model", metavar="DIR", help="a checkpoint as downloaded from the hub "
                        "(default: $K2REF_MODEL, else the embedded model)")
     group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument("--style", choices=STYLES, help="how the checkpoint is talked to (default: "
+                       "what its files say it is)")
     group.add_argument("--raw", action="store_true", help="no chat template: the prompt is "
                        "continued as it is, and control tokens written in it count")
     group.add_argument("--session", metavar="FILE", help="go on with the conversation in FILE, if "
@@ -82,6 +85,10 @@ def parser():
     group.add_argument("--transcript", metavar="FILE.jsonl",
                        help="record the conversation, an OpenAI message a line")
     group = parser.add_argument_group("how the answer is chosen")
+    group.add_argument("--no-thinking", action="store_true",
+                       help="answer at once (K2.5 and K2.6 can)")
+    group.add_argument("--preserve-thinking", action="store_true", help="show the model what it "
+                       "thought in all earlier turns (K2.6 can, K2.7 Code always does)")
     group.add_argument("--max-tokens", metavar="N", type=_at_least(1),
                        help="stop after N tokens, thinking included (default: the context)")
     chance = group.add_mutually_exclusive_group()

@@ -12,7 +12,13 @@ text; only a marker that the vocabulary lacks is looked for in the text. There i
 is the stream, collected.
 
     START --<think>--> THINKING --</think>--> CONTENT      where text goes
+    START ---text--->  HELD -----</think>--> CONTENT       in a style that thinks
     SECTION --begin--> ID --argument--> ARGUMENTS --end--> SECTION
+
+A model that thinks may forget its first word, <think>. What it writes is then known to be thinking
+only at </think>, and events cannot be taken back: so text that begins without <think> is held until
+</think>, a call or the end says what it is. That costs such a reply its streaming, whole answers
+without any thinking among them, which these models hardly ever write; all others lose nothing.
 
 Chapter 02.
 """
@@ -29,7 +35,9 @@ from k2ref.events import (
     ToolCall,
     collect,
     infer_name,
+    name_of,
 )
+from k2ref.styles import style_for
 from k2ref.tokenizer import Decoder
 
 __all__ = ["CallArguments", "CallBegin", "CallEnd", "Content", "Reply", "ReplyParser", "Thinking",
@@ -46,8 +54,8 @@ CALL_MARKERS = (SECTION_BEGIN, SECTION_END, CALL_BEGIN, ARGUMENT_BEGIN, CALL_END
 # A reply ends here, also where the model forgot to end it and opens the next turn.
 ENDS = {"<|im_end|>", "[EOS]", "[EOT]", "<|im_user|>", "<|im_assistant|>", "<|im_system|>"}
 
-STATES = START, THINKING, CONTENT, SECTION, ID, ARGUMENTS, END = (
-    "start", "thinking", "content", "section", "id", "arguments", "end")
+STATES = START, HELD, THINKING, CONTENT, SECTION, ID, ARGUMENTS, END = (
+    "start", "held", "thinking", "content", "section", "id", "arguments", "end")
 JSON_SPACE = " \t\r\n"
 
 
@@ -61,17 +69,21 @@ def parse(tokenizer, ids, in_thinking=None, tools=None):
 class ReplyParser:
     """Split a reply while it is written: `feed` and `finish` return lists of events.
 
-    `in_thinking` says that the prompt has opened <think>; by default it has if the tokenizer's
-    style is k2.5 or k2.6 (say False after a prompt with thinking=False). `tools` are only needed
-    to name the calls of models that write a bare counter instead of functions.NAME:IDX.
+    `in_thinking` says that the prompt has opened <think>; by default it has if that is what the
+    tokenizer's style does. False is for a prompt after which there is no thinking: an answer at
+    once, or one to be continued. `tools` are only needed to name the calls of models that write
+    their ids badly (`name_of`).
 
     Source: Kimi-K2-Thinking docs/tool_call_guidance.md; for what models get wrong, each at its
     Trap below, the parsers and threads of vLLM, SGLang and llama.cpp.
     """
 
     def __init__(self, tokenizer, in_thinking=None, tools=None):
+        style = style_for(tokenizer)
+        is_known = tokenizer.style is not None  # else nobody knows whether it thinks
+        self._waits = in_thinking is None and is_known and style.thinks and not style.opens
         if in_thinking is None:
-            in_thinking = getattr(tokenizer, "style", None) in ("k2.5", "k2.6")
+            in_thinking = style.opens
         self._names = {id: name for name, id in tokenizer.special_tokens.items()}
         self._decoder = Decoder(tokenizer)
         self._tools = tools
@@ -80,9 +92,9 @@ class ReplyParser:
         self._outside = THINKING if in_thinking else CONTENT  # where text goes that is not a call's
         self._is_open = in_thinking  # <think> without </think> so far, even if a call came between
         self._text = ""  # decoded, but it may be the beginning of a marker
-        self._blank = ""  # before <think> blanks are nothing, before content they are content
+        self._held = []  # before <think> blanks are nothing, before content they are content
         self._n_calls = 0
-        self._written = _markers_in_text(tokenizer)
+        self._written = _markers_in_text(tokenizer, self._waits)
         self._patterns = {key: _pattern(markers) for key, markers in self._written.items()}
 
     def feed(self, id):
@@ -126,22 +138,29 @@ class ReplyParser:
 
     def _write(self, text):
         """Put text where the state says that it belongs."""
-        if self._state == START:
-            text, self._blank = self._blank + text, ""
-            if not text.strip():
-                self._blank = text
-                return
-            self._state = self._outside
+        if self._state in (START, HELD):
+            self._held.append(text)
+            if self._state == START and text.strip():
+                self._state = HELD
+            if self._state == HELD and not self._waits:
+                self._release(self._outside)
+            return
         if self._state == SECTION:
             text = text.lstrip()
             if text and self._outside:
                 self._state = self._outside
         if self._state == ID:
-            self._id += text
+            self._id.append(text)
         elif self._state == ARGUMENTS:
             self._write_arguments(text)
         elif text and self._state in (THINKING, CONTENT):
             self._events.append((Thinking if self._state == THINKING else Content)(text))
+
+    def _release(self, state):
+        """Say of the text that was held, if any, that it belongs where this state puts it."""
+        text, self._held = "".join(self._held), []
+        self._state = self._outside = state
+        self._write(text)
 
     def _mark(self, marker):
         """Change the state as a marker says; one that makes no sense here is dropped."""
@@ -164,11 +183,13 @@ class ReplyParser:
             # before, and begun twice before any arguments, where the first is nothing.
             self._close()
             self._outside = self._outside and CONTENT
-            self._state, self._id = ID, ""
+            self._state, self._id = ID, []
         elif marker == ARGUMENT_BEGIN and self._state == ID:
             self._begin_call()
         elif marker == CALL_END and self._state in (ID, ARGUMENTS):
-            self._close()
+            # Trap: a call that anything else ends is cut off, and must not be run
+            # (ahwurm/localharness#77, 2389-research/tracker#507).
+            self._close(is_complete=True)
             self._state = SECTION
 
     def _mark_thinking(self, marker):
@@ -177,42 +198,37 @@ class ReplyParser:
         elif self._state == ID:
             pass
         elif marker == THINK:
-            self._blank, self._is_open = "", True
+            if self._state == HELD:
+                self._close()
+            self._held, self._is_open = [], True
             self._state = self._outside = THINKING
+        elif self._waits and self._state in (START, HELD):
+            # Trap: all before a </think> without <think> is thinking (vllm#32216).
+            self._release(THINKING)
+            self._state = self._outside = CONTENT
         else:
             self._is_open = False
             if self._outside == THINKING:
                 self._close()
                 self._state = self._outside = CONTENT
 
-    def _close(self):
-        """End what is open: blanks at the start are text, a call without arguments is nothing."""
-        if self._state == START:
-            self._state = self._outside
-            self._write(self._blank)
+    def _close(self, is_complete=False):
+        """End what is open: text that was held is text, a call without arguments is nothing."""
+        if self._state in (START, HELD):
+            self._release(self._outside)
         elif self._state == ARGUMENTS:
-            self._end_call()
+            self._end_call(is_complete)
 
     def _end(self):
         self._close()
         self._state = END
 
     def _begin_call(self):
-        self._id = self._id.strip()
-        # Trap: strict patterns for the id lose calls to tools with a dash or a dot in their name,
-        # and those without "functions.". https://blog.vllm.ai/2025/10/28/Kimi-K2-Accuracy.html
-        stem = self._id.removeprefix("functions.")
-        self._name = re.sub(":[0-9]+$", "", stem)
-        # Trap: some ids name no function, "3" or "call_5" (vllm#46127, sglang#25358); then the
-        # arguments must tell, and the call is announced only when they are complete.
-        if self._name == stem and (stem.isdecimal() or self._tools and not self._is_tool(stem)):
-            self._name = ""
+        self._id = "".join(self._id).strip()
+        self._name = name_of(self._id, self._tools)  # "": announced when the arguments are there
         self._state, self._arguments, self._spaces = ARGUMENTS, [], ""
         if self._name:
             self._events.append(CallBegin(self._n_calls, self._id, self._name))
-
-    def _is_tool(self, name):
-        return any(tool.get("function", {}).get("name") == name for tool in self._tools)
 
     def _write_arguments(self, text):
         """Pass arguments on, without the blanks around them."""
@@ -225,17 +241,17 @@ class ReplyParser:
             if self._name:
                 self._events.append(CallArguments(self._n_calls, body))
 
-    def _end_call(self):
+    def _end_call(self, is_complete):
         if not self._name:
             arguments = "".join(self._arguments)
             name = infer_name(self._tools, arguments)
             self._events.append(CallBegin(self._n_calls, self._id, name))
             self._events.append(CallArguments(self._n_calls, arguments))
-        self._events.append(CallEnd(self._n_calls))
+        self._events.append(CallEnd(self._n_calls, is_complete))
         self._n_calls += 1
 
 
-def _markers_in_text(tokenizer):
+def _markers_in_text(tokenizer, waits):
     """List the markers to look for in the text, by state and whether thinking is open.
 
     They are those without an id, and only where they mean something: an answer may talk about
@@ -246,7 +262,8 @@ def _markers_in_text(tokenizer):
         for is_open in (False, True):
             names = [*CALL_MARKERS]
             if state != ARGUMENTS:
-                names += [ONE_BEGIN, ONE_END] + [END_THINK] * is_open + [THINK] * (state == START)
+                names += [ONE_BEGIN, ONE_END] + [END_THINK] * (is_open or waits and state in (
+                    START, HELD)) + [THINK] * (state == START)
             found[state, is_open] = [n for n in names if tokenizer.special_id(n) is None]
     return found
 

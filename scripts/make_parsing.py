@@ -8,6 +8,7 @@ The table is that of the tests, tests/reply_cases.py, so what it says is tested.
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,17 @@ SHORT = {  # the markers take half of a line
     "<|tool_call_end|>": "\u27e8/call\u27e9",
 }
 PARTS = {"What the templates teach": reply_cases.TAUGHT, "Ids": reply_cases.IDS,
-         "Arguments": reply_cases.ARGUMENTS, "What models get wrong": reply_cases.FAULTS}
+         "Arguments": reply_cases.ARGUMENTS, "What models get wrong": reply_cases.FAULTS,
+         "Thinking without its first word": reply_cases.FORGOTTEN}
+BEFORE = {
+    "Ids": "What an id names is decided by `name_of` in `k2ref/events.py`. Where the tools are "
+           "known, it understands more spellings, and never takes one tool for another "
+           "(`tests/test_reply.py`, `test_name_of`).",
+    "Thinking without its first word":
+        "In the style k2-thinking the model writes `<think>` itself, and may forget it. Then all "
+        "before `</think>` is thinking, as in vLLM's parser; a stream holds such text back until "
+        "it is known what it is.",
+}
 HEAD = """\
 # What models write, and what it means
 
@@ -34,7 +45,7 @@ the parts that it is split into. Each is a test (`tests/test_reply.py::test_pars
 vocabularies: all markers have ids, all but `<think>` and `</think>` do, none has. It is also cut in
 two at every byte; and as a property any mixture of markers and text is cut at any set of bytes. The
 streamed reply is always the whole one. The last column says where other engines test the same, or
-decide otherwise.
+decide otherwise. A call marked ✂ was cut off: the model did not close it, and nobody may run it.
 
 """
 
@@ -49,8 +60,9 @@ def code(text):
 
 def row(name, written, reply):
     """Write one case as a row."""
+    cut_off = reply_cases.CUT_OFF.get(name, ())
     calls = "<br>".join(f"{code(call.name) or '(no name)'} {code(call.arguments)}"
-                        for call in reply.tool_calls)
+                        + " ✂" * (i in cut_off) for i, call in enumerate(reply.tool_calls))
     cells = [name, code(written), code(reply.thinking), code(reply.content), calls,
              reply_cases.ELSEWHERE.get(name, "")]
     return "| " + " | ".join(cells) + " |"
@@ -63,7 +75,8 @@ def text():
              *(f"| `{marker.replace('|', chr(92) + '|')}` | `{short}` |"
                for marker, short in SHORT.items())]
     for title, cases in PARTS.items():
-        lines += ["", f"## {title}", "",
+        lines += ["", f"## {title}", "", *([*textwrap.wrap(BEFORE[title], 100), ""]
+                                          if title in BEFORE else []),
                   "| case | the model writes | thinking | content | calls | elsewhere |",
                   "|---|---|---|---|---|---|"]
         lines += [row(name, *case) for name, case in cases.items()]

@@ -24,8 +24,8 @@ from k2ref.config import Config  # noqa: E402
 
 # What a reader meets, in the order in which it makes sense; headers of C go with their module.
 ORDER = """intake atomic fields quant layout config shards checkpoint inspection _bpe tokenizer
-declarations template events reply history _kernels ops memory rope attention moe trace _faults
-pages meter residency stream model disk rates plan sampling generate readings show recording
+styles declarations template events reply history _kernels ops memory rope attention moe trace
+_faults pages meter residency stream model disk rates plan sampling generate readings show recording
 conversation session demonstration schema results toolchild toolprocess tools agent terminal options
 dialogue cli""".split()
 HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_tiles.h", "_terms.h",

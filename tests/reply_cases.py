@@ -6,6 +6,9 @@ reported; `ELSEWHERE` says where. `docs/parsing.md` shows them all (scripts/make
 
 from k2ref.events import Reply, ToolCall
 
+# A call that is cut off is equal to the whole one (`complete` is not compared): CUT_OFF says which
+# cases have some, by their place among the calls.
+
 SECTION, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, CALL_END = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENT = "<|tool_call_argument_begin|>"
@@ -105,6 +108,15 @@ FAULTS = {
                                      Reply("", "a", [ToolCall(F, "f", "{")])),
     "a call that the turn ends": (
         call(F, "{", "<|im_end|>"), Reply("", "", [ToolCall(F, "f", "{")])),
+    "a call that the end of sequence ends": (
+        call(F, '{"a": 1', "[EOS]"), Reply("", "", [ToolCall(F, "f", '{"a": 1')])),
+    "a call that the next turn ends": (
+        call(F, '{"a": 1}', "<|im_user|>user"), Reply("", "", [FIRST])),
+    "arguments that never began": (
+        SECTION + call(F, "", ""), Reply("", "", [ToolCall(F, "f", "")])),
+    "a call that looks whole": (SECTION + call(F, '{"a": 1}', ""), Reply("", "", [FIRST])),
+    "only the first is whole": (f"{SECTION}{ONE_CALL}{call('functions.g:1', '{}', '')}",
+                                Reply("", "", [FIRST, SECOND])),
     "a call that the next one ends": (call(F, '{"a": 1}', "") + call("functions.g:1"),
                                       Reply("", "", [FIRST, SECOND])),
     "calls inside thinking without an end": (
@@ -123,7 +135,28 @@ FAULTS = {
     "part of a marker within": ("a<|tool_<b", Reply("", "a<|tool_<b")),
 }
 
-CASES = {**TAUGHT, **IDS, **ARGUMENTS, **FAULTS}
+# In a style whose replies begin with <think>, which the model may forget.
+FORGOTTEN = {
+    "the end of thinking without its begin": ("Hm.</think>Hi.", Reply("Hm.", "Hi.")),
+    "nothing before the end of thinking": ("</think>Hi.", Reply("", "Hi.")),
+    "white space is thinking, too": (" \n Hm.\n</think>\nHi.", Reply(" \n Hm.\n", "\nHi.")),
+    "thinking that ends and calls": (f"Hm.</think>{wrap(ONE_CALL)}", Reply("Hm.", "", [FIRST])),
+    "an answer without thinking": ("Hi.", Reply("", "Hi.")),
+    "an answer without thinking, and a call": (f"Hi.{wrap(ONE_CALL)}", Reply("", "Hi.", [FIRST])),
+    "an answer that the turn ends": ("Hi.<|im_end|></think>", Reply("", "Hi.")),
+    "thinking as it should be": ("<think>Hm.</think>Hi.", Reply("Hm.", "Hi.")),
+}
+
+CUT_OFF = {
+    "a call without end": {0}, "a call that the section ends": {0},
+    "a call that the turn ends": {0}, "a call that the next one ends": {0},
+    "calls inside thinking without an end": {0, 1},
+    "a call that the end of sequence ends": {0}, "arguments that never began": {0},
+    "a call that looks whole": {0}, "a call that the next turn ends": {0},
+    "only the first is whole": {1},
+}
+
+CASES = {**TAUGHT, **IDS, **ARGUMENTS, **FAULTS}  # of whatever style
 
 # Where others test the same: names of tests in tests/tool_parsers/test_kimi_k2_tool_parser.py and
 # tests/reasoning/test_kimi_k2_reasoning_parser.py (vLLM), of tests in
@@ -132,6 +165,7 @@ CASES = {**TAUGHT, **IDS, **ARGUMENTS, **FAULTS}
 ELSEWHERE = {
     "content only": "vLLM `test_no_tools`, SGLang `test_no_tool_call`, llama.cpp \"basic content "
                     "only\"",
+    "the end of thinking without its begin": "vLLM#32216, whose parser takes it so",
     "thinking and content": "vLLM `test_extract_reasoning_with_think_tags`",
     "empty thinking": "vLLM `test_extract_reasoning_empty_thinking`",
     "one call": "SGLang `test_normal_reasoning_with_think_end`, llama.cpp \"single tool call with "
@@ -161,7 +195,8 @@ ELSEWHERE = {
     "noise in a section": "vLLM `test_noise_between_markers_suppressed`",
     "an empty section": "vLLM `test_empty_tool_section`",
     "a call without end": "vLLM `test_truncated_tool_call_no_end_marker`, llama.cpp \"partial tool "
-                          "call\"",
+                          "call\"; agents that run it: ahwurm/localharness#77, "
+                          "2389-research/tracker#507",
     "stray ends": "SGLang `test_no_leak_in_non_tool_text`, `test_no_leak_of_argument_begin_token`",
     "part of a marker at the end": "SGLang "
                                    "`test_streaming_trailing_literal_left_angle_is_not_dropped`",

@@ -1,5 +1,6 @@
 """The agent: the loop of calls and results, with a model that says what the test wrote for it."""
 
+import itertools
 import json
 import signal
 import sys
@@ -12,10 +13,23 @@ from scripted import answer, calling, calls_of, message_call, of_type, script
 
 import k2ref
 from k2ref import agent as agent_module
+from k2ref import history
 from k2ref.agent import Agent, Transcript
 from k2ref.demonstration import calculator
-from k2ref.events import Content, Done, Ended, Hidden, Prompt, ToolCall, ToolResult
+from k2ref.events import (
+    CallBegin,
+    Content,
+    Done,
+    Ended,
+    Hidden,
+    Prompt,
+    Reply,
+    ToolCall,
+    ToolResult,
+    infer_name,
+)
 from k2ref.history import HIDDEN
+from k2ref.styles import ChatError
 from k2ref.tools import FAILURES
 
 
@@ -115,14 +129,127 @@ def test_ids_are_those_of_the_conversation_whatever_the_model_writes(model, monk
     call = '{"a": 1, "b": 2}'
     script(monkeypatch, model, calling(("functions.add:0", call), ("add:0", call)),
            calling(("functions.add:0", call)), answer("3"),
-           calling(("call_17", call)), answer("3"))
+           calling(("17", call)), answer("3"))
     agent = Agent(model, [add])
     events = [*agent.run("add"), *agent.run("again")]
     assert [result.id for result in of_type(events, ToolResult)] == [
         f"functions.add:{i}" for i in range(4)]
     ids = [call["id"] for m in agent.messages for call in m.get("tool_calls", [])]
     assert ids == [f"functions.add:{i}" for i in range(4)]
-    assert "call_17" not in prompts[-1]
+    assert "begin|>17" not in prompts[-1]
+
+
+def test_no_tool_is_run_but_the_one_that_is_named(model, monkeypatch, prompts):
+    """Trap: a tool that is not there was taken for the one that its arguments fit."""
+    run = []
+
+    def read_file(path: str) -> str:
+        """Read."""
+        run.append(path)
+        return "text"
+
+    ids = ["functions.delete_file:0", "functions.delete_file", "functions_delete_file_1",
+           "delete_file", "call_5", "chatcmpl-tool-read", "functions.read_file2:0"]
+    names = ["delete_file", "delete_file", "functions_delete_file_1", "delete_file", "call_5",
+             "chatcmpl-tool-read", "read_file2"]
+    script(monkeypatch, model, calling(*((id, '{"path": "/"}') for id in ids)), answer("no"))
+    agent = Agent(model, [read_file])
+    results = of_type(agent.run("go"), ToolResult)
+    assert run == [] and [result.failure for result in results] == ["unknown tool"] * len(ids)
+    for i, (name, result) in enumerate(zip(names, results, strict=True)):
+        call = agent.messages[1]["tool_calls"][i]
+        assert call["function"]["name"] == result.name == name
+        assert call["id"] == result.id == f"functions.{name}:{i}"
+        assert f"there is no tool {name!r}; the tools are: read_file" in result.content
+        assert result.content in prompts[-1]
+    assert "functions.read_file:" not in prompts[-1]
+
+
+# Calls that are cut off.
+
+def effects_of(model, monkeypatch, *replies, **options):
+    """Run a tool with effects and defaults on these replies."""
+    run = []
+
+    def wipe(path: str = "/") -> str:
+        """Wipe."""
+        run.append(path)
+        return "wiped"
+
+    script(monkeypatch, model, *replies)
+    agent = Agent(model, [wipe], **options)
+    return run, agent, list(agent.run("go"))
+
+
+WIPE = calling(("functions.wipe:0", '{"path": "/tmp"}'))
+
+
+@pytest.mark.parametrize("cut", ["<|tool_call_argument_begin|>", '{"path"', '{"path": "/tmp"}'])
+def test_a_call_that_the_limit_cuts_off_is_told_and_not_run(model, monkeypatch, prompts, cut):
+    """Trap: the tool ran with its defaults."""
+    kept = WIPE[:WIPE.index(cut) + len(cut)]
+    n = len(model.tokenizer.encode(kept, allow_special=True))
+    # The next reply begins where the first one was cut.
+    run, agent, events = effects_of(model, monkeypatch, answer("sorry"), max_new_tokens=n)
+    assert run == []
+    scripted = script(monkeypatch, model)
+    scripted.ids = itertools.chain(
+        model.tokenizer.encode(kept, allow_special=True), scripted.encode(answer("sorry")))
+    agent = Agent(model, agent.toolbox.functions.values(), max_new_tokens=n)
+    events = list(agent.run("go"))
+    assert run == [] and events[-1] == Ended("stop", 1)
+    (result,), (call,) = of_type(events, ToolResult), calls_of(events)
+    assert result.failure == "cut off" and not call.complete
+    assert "not run, the call was cut off before its end" in result.content
+    assert result.content in prompts[-1] and agent.failures == Counter({"cut off": 1})
+    assert [m["role"] for m in agent.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("end", [
+    "<|tool_calls_section_end|>", "<|im_end|>", "[EOS]", "<|im_user|>", "<|tool_call_begin|>",
+    "<|tool_calls_section_begin|>"])
+def test_a_call_that_the_model_does_not_close_is_not_run(model, monkeypatch, end):
+    run, agent, events = effects_of(
+        model, monkeypatch, WIPE[:WIPE.index("<|tool_call_end|>")] + end, answer("sorry"))
+    assert run == [] and [r.failure for r in of_type(events, ToolResult)] == ["cut off"]
+    assert events[-1] == Ended("stop", 1)
+
+
+def test_the_calls_before_the_one_that_is_cut_off_are_run(model, monkeypatch):
+    two = calling(("functions.wipe:0", '{"path": "a"}'), ("functions.wipe:1", '{"path": "b"}'))
+    run, agent, events = effects_of(
+        model, monkeypatch, two[:two.rindex("<|tool_call_end|>")] + "<|im_end|>", answer("ok"))
+    assert run == ["a"]
+    assert [r.failure for r in of_type(events, ToolResult)] == [None, "cut off"]
+
+
+def test_a_model_that_is_cut_off_twice_in_a_row_is_left_alone(model, monkeypatch):
+    """Trap: told that the limit cut it off, a model may write the same for ever."""
+    kept = list(model.tokenizer.encode(WIPE[:WIPE.index('"/tmp')], allow_special=True))
+    scripted = script(monkeypatch, model)
+    scripted.ids = itertools.cycle(kept)
+    agent = Agent(model, [echo], max_new_tokens=len(kept))
+    events = list(agent.run("go"))
+    assert events[-1] == Ended("length", 2) and agent.failures == Counter({"cut off": 2})
+    assert [m["role"] for m in agent.messages] == ["user"] + ["assistant", "tool"] * 2
+
+
+def test_a_call_that_is_interrupted_is_not_run_later(model, monkeypatch):
+    run = []
+
+    def wipe(path: str = "/") -> str:
+        """Wipe."""
+        run.append(path)
+
+    script(monkeypatch, model, "One. " + WIPE)
+    agent = Agent(model, [wipe])
+    events = agent.run("go")
+    while not isinstance(next(events), CallBegin):
+        pass
+    events.close()
+    assert agent.messages[1:] == [{"role": "assistant", "content": "One. "}]
+    script(monkeypatch, model, answer("ok"))
+    assert list(agent.run("go on"))[-1] == Ended("stop", 0) and run == []
 
 
 # Every kind of failure, in one run.
@@ -174,6 +301,96 @@ def test_control_tokens_in_a_result_or_a_question_open_nothing(model):
     harmless = controls("x")
     for name in model.tokenizer.special_tokens:
         assert controls(name) == harmless, name
+
+
+# Settings.
+
+@pytest.mark.parametrize("options, error, said", [
+    ({"preserve_thinking": True}, ChatError, "expected style k2.6, found k2-thinking"),
+    ({"preserve_thinking": "yes"}, ChatError, "preserve_thinking: expected True or False"),
+    ({"thinking": False}, ChatError, "k2-thinking always thinks"),
+    ({"thinking": None}, ChatError, "thinking: expected True or False"),
+    ({"temperature": -1}, ValueError, "temperature"), ({"top_p": 0}, ValueError, "top_p"),
+    ({"top_k": 1.5}, ValueError, "top_k"), ({"min_p": 2}, ValueError, "min_p"),
+    ({"repetition_penalty": "x"}, ValueError, "repetition_penalty"),
+    ({"max_new_tokens": 0}, ValueError, "max_new_tokens"), ({"seed": -1}, ValueError, "seed"),
+    ({"seed": 1.5}, ValueError, "seed"), ({"stop_ids": [10**9]}, ValueError, "stop_ids"),
+    ({"logprobs": -1}, ValueError, "logprobs"), ({"keep_turns": 0}, ValueError, "keep_turns"),
+    ({"keep_turns": "2"}, ValueError, "keep_turns"), ({"max_steps": -1}, ValueError, "max_steps"),
+    ({"max_steps": None}, ValueError, "max_steps"), ({"n_hidden": "x"}, ValueError, "n_hidden"),
+    ({"cache_dtype": "int8"}, ValueError, "int8"), ({"tool_choice": "none"}, TypeError, "tool_cho"),
+    ({"cache": None}, TypeError, "cache"), ({"before": ()}, TypeError, "before"),
+    ({"in_thinking": True}, TypeError, "in_thinking"), ({"style": "k2.6"}, TypeError, "style"),
+    ({"messages": ["hello"]}, ChatError, r"messages\[0\]: expected a dict with a role"),
+    ({"messages": "hello"}, ChatError, r"messages\[0\]: expected a dict with a role"),
+    ({"messages": [{"role": "assistant", "content": "a", "partial": True}]}, ChatError, "partial"),
+])
+def test_a_bad_setting_is_refused_when_the_agent_is_made(model, options, error, said):
+    """Trap: it raised in the first step, and the question was left in the history."""
+    with pytest.raises(error, match=said):
+        Agent(model, [add], **options)
+
+
+def test_the_dtype_of_a_given_context_is_not_another_one(model):
+    context = k2ref.Context(model, dtype="bf16")
+    assert Agent(model, context=context, cache_dtype="bf16").context is context
+    with pytest.raises(ValueError, match="cache_dtype: the context has bf16, found 'float32'"):
+        Agent(model, context=context, cache_dtype="float32")
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), ValueError("x"), MemoryError(), OSError("x")])
+def test_whatever_fails_before_anything_is_said_leaves_no_trace(model, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    agent = Agent(model)
+    monkeypatch.setattr(agent_module, "reply", fail)
+    with pytest.raises(type(error)):
+        list(agent.run("hello"))
+    assert agent.messages == []
+
+
+@pytest.mark.parametrize("question", [5, ["a"], [{"type": "image_url"}], {"role": "user"}])
+def test_a_question_that_is_no_text_leaves_no_trace(model, question):
+    agent = Agent(model)
+    with pytest.raises(ChatError, match=r"messages\[0\].content"):
+        list(agent.run(question))
+    assert agent.messages == []
+
+
+def test_an_agent_can_preserve_thinking_or_do_without(model, monkeypatch, prompts):
+    monkeypatch.setattr(model.tokenizer, "style", "k2.6")
+    for options, end, kept in (({"preserve_thinking": True}, "<think>", "<think>hm</think>a"),
+                               ({}, "<think>", "<think></think>a"),
+                               ({"thinking": False}, "<think></think>", "<think></think>hm")):
+        script(monkeypatch, model, "hm</think>a", "hm</think>b")
+        agent = Agent(model, **options)
+        list(agent.run("one"))
+        list(agent.run("two"))
+        assert all(prompt.endswith(f"<|im_middle|>{end}") for prompt in prompts[-2:])
+        assert kept in prompts[-1]
+        assert agent.messages[1] == (
+            {"role": "assistant", "content": "hma"} if options.get("thinking") is False
+            else {"role": "assistant", "content": "a", "reasoning_content": "hm"})
+
+
+def test_arguments_nested_deeply_are_told_to_the_model(model, monkeypatch, tmp_path):
+    """Trap: they raised RecursionError out of the agent."""
+    texts = ["[" * depth + "]" * depth for depth in (100, 900, 994, 1000, 3000)]
+    texts += ['{"text": ' + text + "}" for text in texts]
+    calls = [ToolCall(id, infer_name([], text) or "echo", text)
+             for text in texts for id in ("functions.echo:0", "3")]
+    replies = iter([Reply("", "", calls), Reply("", "done")])
+    monkeypatch.setattr(agent_module, "reply", lambda *a, **k: iter([
+        Done("stop", history.message_of(next(replies)), None)]))
+    agent, transcript = Agent(model, [echo, add]), Transcript(tmp_path / "run.jsonl")
+    results = []
+    for event in agent.run("go"):
+        transcript.follow(agent.messages)
+        results += [event] if isinstance(event, ToolResult) else []
+    transcript.follow(agent.messages)
+    assert len(results) == len(calls) and all(result.failure for result in results)
+    assert agent.messages[-1]["content"] == "done"
 
 
 # Limits.

@@ -1,5 +1,7 @@
 """Conversations: events out of messages, and a cache that is reused to the same bits."""
 
+import sys
+
 import numpy as np
 import pytest
 from conftest import COMPILED
@@ -68,6 +70,43 @@ def test_length_is_the_reason_even_after_a_call(model, monkeypatch):
     assert done.finish_reason == "length" and done.usage.completion_tokens == n + 1
 
 
+CALL = calling(("functions.f:0", '{"x": 1}'))
+
+
+@pytest.mark.parametrize("cut", ["<|tool_call_end|>", "<|tool_call_argument_begin|>", '"x"', "1}"])
+def test_a_call_that_the_limit_cuts_off_is_marked_everywhere(model, monkeypatch, cut):
+    """Trap: the arguments may be JSON, or nothing, and the call is still not what was meant."""
+    is_whole = cut == "<|tool_call_end|>"
+    n = len(model.tokenizer.encode(CALL[:CALL.index(cut) + len(cut)], allow_special=True))
+    script(monkeypatch, model, CALL)
+    events = list(chat(model, SUM, [TOOL], max_new_tokens=n))
+    (call,), (end,), done = of_type(events, ToolCall), of_type(events, CallEnd), events[-1]
+    assert call.complete == end.complete == is_whole and call.name == "f"
+    assert done.finish_reason == "length"
+    assert [c.get("complete", True) for c in done.message["tool_calls"]] == [is_whole]
+    prompt_ids(model, [*SUM, done.message])  # what came out goes in again
+
+
+@pytest.mark.parametrize("end", ["<|tool_calls_section_end|>", "<|im_end|>", "[EOS]", "[EOT]"])
+def test_a_call_that_the_model_does_not_close_is_no_reason_to_run_tools(model, monkeypatch, end):
+    script(monkeypatch, model, CALL[:CALL.index("<|tool_call_end|>")] + end)
+    *_, call, done = chat(model, SUM, [TOOL])
+    assert not call.complete and call == ToolCall("functions.f:0", "f", '{"x": 1}')
+    assert done.finish_reason == "stop" and not done.message["tool_calls"][0]["complete"]
+
+
+def test_a_partial_message_is_continued(model, monkeypatch):
+    """The reply is what was added; that it has no thinking is known from the prompt."""
+    for style, options in (("k2-thinking", {}), ("k2.6", {}), ("k2.6", {"thinking": False})):
+        monkeypatch.setattr(model.tokenizer, "style", style)
+        script(monkeypatch, model, " is 2</think>.")
+        context = Context(model)
+        messages = [*SUM, {"role": "assistant", "content": "1+1", "partial": True}]
+        *_, done = chat(model, messages, context=context, **options)
+        assert done.message == {"role": "assistant", "content": " is 2."}
+        assert "<think></think>1+1 is 2</think>." in model.tokenizer.decode(context.ids)
+
+
 def test_tools_name_the_calls_of_a_bare_counter(model, monkeypatch):
     script(monkeypatch, model, calling(("0", '{"x": 1}')))
     assert of_type(chat(model, SUM, [TOOL]), ToolCall) == [ToolCall("0", "f", '{"x": 1}')]
@@ -105,6 +144,34 @@ def test_a_newer_style_may_answer_without_thinking(model, monkeypatch):
         done = list(chat(model, SUM, thinking=thinking))[-1]
         assert done.message["content"] == expected
         assert done.message.get("reasoning_content") == ("hm" if thinking else None)
+
+
+def test_an_answer_at_once_is_sampled_with_its_own_settings(model, monkeypatch):
+    used = []
+    scripted = script(monkeypatch, model)
+
+    def sample(logits, rng, seen, n_top, **settings):
+        used.append(settings)
+        return scripted.sample(logits, rng)
+
+    monkeypatch.setattr(sys.modules["k2ref.generate"], "sample", sample)
+    monkeypatch.setattr(model.tokenizer, "style", "k2.6")
+    for options in ({}, {"thinking": False}, {"thinking": False, "temperature": 0.2, "top_p": 0.5},
+                    {"thinking": False, "temperature": None}):
+        scripted.say_instead("")
+        list(chat(model, SUM, **options))
+    assert [(s["temperature"], s["top_p"]) for s in used] == [
+        (1.0, 0.95), (0.6, 0.95), (0.2, 0.5), (0.6, 0.95)]
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"thinking": "no"}, "thinking: expected True or False"), ({"thinking": 0}, "thinking: expec"),
+    ({"preserve_thinking": 1}, "preserve_thinking: expected True or False"),
+    ({"thinking": False}, "k2-thinking always thinks"),
+    ({"preserve_thinking": True}, "expected style k2.6, found k2-thinking")])
+def test_a_mode_that_there_is_not_is_refused_when_chat_is_called(model, options, said):
+    with pytest.raises(k2ref.ChatError, match=said):
+        chat(model, SUM, **options)
 
 
 @pytest.mark.parametrize("arguments, error", [
@@ -181,8 +248,6 @@ def test_the_repetition_penalty_sees_what_the_cache_holds(model):
 
 
 def test_an_interrupted_prompt_is_gone_on_with(model, monkeypatch):
-    import sys
-
     monkeypatch.setattr(sys.modules["k2ref.generate"], "PREFILL_CHUNK", 7)
     context, ids = Context(model), k2ref.render(model.tokenizer, SUM)
 

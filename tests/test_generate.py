@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 import k2ref
 from k2ref.generate import (
     PREFILL_CHUNK,
-    RECOMMENDED,
     Token,
     default_settings,
     default_stop_ids,
     generate,
     prefill,
 )
-from k2ref.sampling import log_probabilities
+from k2ref.sampling import Choice, log_probabilities
+from k2ref.styles import STYLES
 
 module = sys.modules["k2ref.generate"]  # `k2ref.generate` is the function of that name
 W = 8  # words of the paper model
@@ -201,16 +201,39 @@ def test_repetition_penalty_looks_at_prompt_and_reply(on_paper):
 
 def test_default_settings_are_the_checkpoints_then_the_cards():
     assert default_settings(PaperModel(defaults={})) == {"temperature": 1.0}
-    for style, expected in RECOMMENDED.items():
-        assert default_settings(PaperModel(style=style, defaults={})) == expected
+    for style in STYLES.values():
+        expected = {"temperature": 1.0, **style.settings}
+        assert default_settings(PaperModel(style=style.name, defaults={})) == expected
     model = PaperModel(style="k2.5", defaults={"temperature": 0.3, "top_k": 40, "max_length": 9,
                                                "min_p": None})
     assert default_settings(model) == {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
 
 
-def test_recommended_temperatures_of_the_family():
-    assert {style: s["temperature"] for style, s in RECOMMENDED.items()} == {
-        "k2-instruct": 0.6, "k2-thinking": 1.0, "k2.5": 1.0, "k2.6": 1.0}
+@pytest.mark.parametrize("style, thinking, instant", [
+    ("k2-instruct", {"temperature": 0.6}, {"temperature": 0.6}),
+    ("k2-thinking", {"temperature": 1.0}, {"temperature": 1.0}),
+    ("k2.5", {"temperature": 1.0, "top_p": 0.95}, {"temperature": 0.6, "top_p": 0.95}),
+    ("k2.6", {"temperature": 1.0, "top_p": 0.95}, {"temperature": 0.6, "top_p": 0.95}),
+    ("k2.7-code", {"temperature": 1.0, "top_p": 0.95}, {"temperature": 1.0, "top_p": 0.95}),
+    ("moonlight", {"temperature": 1.0}, {"temperature": 1.0}),
+])
+def test_recommended_settings_of_the_family(style, thinking, instant):
+    """Trap: an answer at once was sampled as thinking is."""
+    model = PaperModel(style=style, defaults={})
+    assert default_settings(model) == thinking
+    assert default_settings(model, thinking=False) == instant
+
+
+def test_the_checkpoint_s_own_settings_are_those_of_thinking(on_paper, monkeypatch):
+    model = PaperModel(style="k2.6", defaults={"temperature": 1.0, "top_k": 40})
+    used = []
+    monkeypatch.setattr(module, "sample", lambda logits, rng, seen, n, **settings: (
+        used.append(settings), Choice(3, 0.0, []))[1])
+    for options in ({}, {"thinking": False}, {"thinking": False, "temperature": 0.9}):
+        list(generate(model, [1], 1, stop_ids=[], **options))
+    assert used == [{"temperature": t, "top_p": 0.95, "top_k": 40} for t in (1.0, 0.6, 0.9)]
+    with pytest.raises(ValueError, match="thinking: expected True or False, found 'no'"):
+        generate(model, [1], thinking="no")
 
 
 def test_an_argument_wins_over_the_default(on_paper):

@@ -38,6 +38,16 @@ def test_message_of_leaves_out_what_there_is_not():
         "tool_calls": [message_call("functions.f:0", "f", "{}")]}
 
 
+def test_a_call_that_was_cut_off_says_so_in_the_history_and_to_no_template():
+    reply = Reply("", "", [ToolCall("functions.f:0", "f", "{", complete=False)])
+    message = history.message_of(reply)
+    assert message["tool_calls"] == [{**message_call("functions.f:0", "f", "{"), "complete": False}]
+    assert history.rename_calls([message]) == [message]
+    assert [history.is_complete(call) for call in (
+        message["tool_calls"][0], message_call("a", "f", "{}"), {"complete": None})] == [
+        False, True, False]
+
+
 def test_ids_are_counted_over_the_conversation():
     messages = [user(), calling(("call_x", "f"), ("call_y", "g")), result("call_y"),
                 result("call_x"), user(), calling(("functions.f:0", "f")), result("functions.f:0")]

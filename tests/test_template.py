@@ -3,20 +3,20 @@
 import json
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from vocabulary import SPECIAL_TOKENS, real_directory_or_skip, small_vocabulary
 
-from k2ref.config import Config
 from k2ref.declarations import as_json, as_typescript
-from k2ref.template import STYLES, ChatError, render, style_of
-from k2ref.tokenizer import Tokenizer
+from k2ref.styles import STYLES, ChatError
+from k2ref.template import render
+from k2ref.tokenizer import Tokenizer, TokenizerError
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "chat_golden.json").read_text(encoding="utf-8"))
+GOLDEN_MOONLIGHT = json.loads((DATA / "moonlight_golden.json").read_text(encoding="utf-8"))
 NAMES = {offset: name for name, offset in SPECIAL_TOKENS.items()}
 
 
@@ -125,7 +125,7 @@ message = st.one_of(
 function = st.fixed_dictionaries({"name": text, "description": text,
                                   "parameters": st.just({"type": "object", "properties": {}})})
 tools = st.lists(function.map(lambda f: {"type": "function", "function": f}), max_size=2)
-conversations = st.tuples(st.lists(message, max_size=4), tools, st.sampled_from(STYLES))
+conversations = st.tuples(st.lists(message, max_size=4), tools, st.sampled_from(list(STYLES)))
 
 
 def controls(ids):
@@ -136,9 +136,11 @@ def controls(ids):
 def n_controls(message, style):
     """How many control tokens a message needs, whatever it says."""
     n = 3  # open, middle, end
+    if STYLES[style].plain:
+        return n - (message["role"] not in ("user", "assistant", "system"))
     if message["role"] == "assistant":
         calls = message.get("tool_calls", [])
-        n += 2 * (style != "k2-instruct") + (2 + 3 * len(calls) if calls else 0)
+        n += 2 * STYLES[style].thinks + (2 + 3 * len(calls) if calls else 0)
     return n
 
 
@@ -146,11 +148,13 @@ def n_controls(message, style):
 def test_the_number_of_control_tokens_does_not_depend_on_the_text(conversation, declare):
     messages, tools, style = conversation
     ids = render(SMALL, messages, tools, style=style, declare=declare)
-    expected = sum(n_controls(message, style) for message in messages) + 3 * bool(tools)
+    expected = sum(n_controls(message, style) for message in messages)
+    expected += 3 * bool(tools) * (style != "moonlight")
+    expected += 2 + STYLES[style].opens
     if style in ("k2-instruct", "k2-thinking"):
-        expected += 2 + 3 * (not messages or messages[0]["role"] != "system")
-    else:
-        expected += 3
+        expected += 3 * (not messages or messages[0]["role"] != "system")
+    if style == "moonlight":
+        expected += 3 * (messages != [] and messages[0]["role"] != "system")
     assert len(controls(ids)) == expected
 
 
@@ -172,7 +176,7 @@ def test_specials_parsed_out_of_user_text(style):
         for name in SMALL.special_tokens:
             ids = prompt(name, declare)
             assert controls(ids) == controls(harmless)
-            assert SMALL.decode(ids).count(name) >= 8  # as text it is all there
+            assert SMALL.decode(ids).count(name) >= 5 + 3 * (style != "moonlight")  # all there
 
 
 @given(conversations)
@@ -183,29 +187,6 @@ def test_text_between_control_tokens_is_encoded_in_one_piece(conversation):
     for is_control, run in groupby(ids, lambda id: id in SMALL.special_tokens.values()):
         run = list(run)
         assert is_control or run == SMALL.encode(SMALL.decode(run))
-
-
-# The style of a checkpoint.
-
-@pytest.mark.parametrize("name, thinks, style", [
-    ("Kimi-K2-Base", False, "k2-instruct"), ("Kimi-K2-Instruct", False, "k2-instruct"),
-    ("Kimi-K2-Instruct-0905", False, "k2-instruct"), ("Kimi-K2-Thinking", True, "k2-thinking"),
-    ("Kimi-K2-Thinking", False, "k2-thinking"), ("Kimi-K2.5", True, "k2.5"),
-    ("Kimi-K2.6", True, "k2.6"), ("Kimi-K2.7-Code", True, "k2.6"),
-])
-def test_style_of_the_official_configurations(name, thinks, style):
-    config = Config.from_dict(json.loads((DATA / "configs" / f"{name}.json").read_text()))
-    ids = {"<|im_end|>": 163586} | ({"<think>": 163606} if thinks else {})
-    assert style_of(config, SimpleNamespace(special_id=ids.get)) == style
-
-
-@pytest.mark.parametrize("thinks, style", [(False, "k2-instruct"), (True, "k2-thinking")])
-def test_style_of_a_model_without_quantization_depends_on_its_vocabulary(thinks, style):
-    """Moonlight is flat and ends its turns as K2 Thinking does, but knows no <think>."""
-    tokenizer = SMALL if thinks else small_tokenizer(without=("<think>", "</think>"))
-    config = SimpleNamespace(eos_token_id=tokenizer.special_id("<|im_end|>"), tensor_prefix="",
-                             quantization_config=None)
-    assert style_of(config, tokenizer) == style
 
 
 def test_render_takes_the_tokenizer_s_style():
@@ -241,6 +222,10 @@ def calling(call):
     return [{"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
+def said_by_assistant(content, **fields):
+    return {"role": "assistant", "content": content, **fields}
+
+
 @pytest.mark.parametrize("messages, said", [
     ("hello", "messages: expected a list of dicts .*found 'hello'"),
     ({"role": "user"}, "messages: expected a list of dicts"),
@@ -264,6 +249,17 @@ def calling(call):
     (calling({"id": "a", "function": {}}), r"arguments: expected a string of JSON or a dict"),
     (calling({"id": "a", "function": {"arguments": [1]}}), r"found \[1\]"),
     (calling({"id": "a", "function": {"arguments": {"x": {1}}}}), "expected what JSON can hold"),
+    (user(prefix=True), r"messages\[0\]\.prefix: .* 'partial': True, or leave it out"),
+    (user(function_call={"name": "f", "arguments": "{}"}), r"\.function_call: .* tool_calls"),
+    (user(refusal="I will not."), r"\.refusal: .* into content"),
+    (user(audio={"id": "a"}), r"\.audio: .* only text"),
+    (user(tools=[{"type": "function"}]), r"\.tools: .* the whole conversation"),
+    ([{"role": "function", "name": "f", "content": "1"}], "the role 'function'; use the role 'too"),
+    (user(tool_calls=[{"id": "a"}]), r"\.tool_calls: .* of the assistant, found the role 'user'"),
+    (user(partial=True), r"messages\[0\]\.partial: expected it in the last message, of the assis"),
+    ([said_by_assistant("a", partial=True), *user()], r"messages\[0\]\.partial: expected it in"),
+    ([{**calling({"id": "a"})[0], "partial": True}], r"\.partial: .* without tool_calls"),
+    ([said_by_assistant("a", partial=1)], r"\.partial: expected True or False, found 1"),
 ])
 def test_a_wrong_message_is_one_sentence(messages, said):
     with pytest.raises(ChatError, match=said) as caught:
@@ -277,10 +273,127 @@ def test_a_wrong_message_is_one_sentence(messages, said):
     ({"tools": [{"f": {1}}]}, "tools: expected what JSON can hold"),
     ({"tools": [{"f": {1}}], "declare": "typescript"}, "tools: expected what JSON can hold"),
     ({"style": "k3"}, "style: expected one of k2-instruct, .* found 'k3'"),
+    ({"style": ["k2.6"]}, r"style: expected one of k2-instruct, .* found \['k2.6'\]"),
+    ({"style": "k2.6 or k2.7-code"}, "leave open whether it is k2.6 or k2.7-code; say which"),
     ({"declare": "xml"}, "declare: expected one of json, typescript, found 'xml'"),
     ({"thinking": False}, "k2-thinking always thinks"),
+    ({"thinking": False, "style": "k2.7-code"}, "k2.7-code always thinks"),
     ({"preserve_thinking": True}, "preserve_thinking: expected style k2.6, found k2-thinking"),
+    ({"preserve_thinking": True, "style": "k2.5"}, "expected style k2.6, found k2.5"),
+    *[({name: value, "style": "k2.6"}, f"{name}: expected True or False, found ")
+      for name in ("thinking", "preserve_thinking", "add_generation_prompt")
+      for value in (None, 0, 1, "", "no", "False", {"type": "disabled"}, [])],
 ])
 def test_a_wrong_option_is_one_sentence(options, said):
     with pytest.raises(ChatError, match=said):
         render(SMALL, user(), **options)
+
+
+def test_what_changes_nothing_is_left_alone():
+    """What the clients of other APIs put into every message, and what nobody knows."""
+    nothing = {"refusal": None, "audio": None, "function_call": None, "tool_calls": None,
+               "annotations": [], "prefix": False, "partial": False, "tools": [], "weight": 1,
+               "cache_control": {"type": "ephemeral"}}
+    messages = [*user(), said_by_assistant("b")]
+    assert render(SMALL, [{**nothing, **message} for message in messages]) == render(
+        SMALL, messages)
+
+
+def test_a_model_without_a_tokenizer_is_one_sentence():
+    with pytest.raises(TokenizerError, match="has no tokenizer: its directory lacks tiktoken.mod"):
+        render(None, user())
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [300, 994, 3000, 100_000])
+def test_what_is_nested_too_deeply_is_one_sentence_wherever_it_stands(depth):
+    deep = nested(depth)
+    for messages, tools in (
+            (user(content=deep), None), (user(name=deep), None), ([deep], None), (deep, None),
+            (user(partial=deep), None), (calling(deep), None),
+            (calling({"id": "a", "function": {"arguments": deep}}), None),
+            (user(), {"a": deep})):
+        with pytest.raises(ChatError) as caught:
+            render(SMALL, messages, tools)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    for messages, tools in ((calling({"id": "a", "function": {"arguments": {"x": deep}}}), None),
+                            (user(), [{"type": "function", "function": {"name": deep}}])):
+        try:  # what JSON can still hold is written
+            assert SMALL.decode(render(SMALL, messages, tools)).count("[") > depth
+        except ChatError as error:
+            assert depth > 900 and "expected what JSON can hold" in str(error)
+
+
+# Thinking that is kept, answers at once, and messages to be continued.
+
+TALK = [*user(), {"role": "assistant", "content": "b", "reasoning_content": "r"}, *user()]
+
+
+@pytest.mark.parametrize("style, options, kept", [
+    ("k2-thinking", {}, False), ("k2.5", {}, False), ("k2.6", {}, False),
+    ("k2.6", {"preserve_thinking": True}, True), ("k2.7-code", {}, True),
+    ("k2.7-code", {"preserve_thinking": True}, True),
+])
+def test_k2_7_code_keeps_the_thinking_of_all_turns(style, options, kept):
+    """Trap: as K2.6 does, if it is asked to; that of K2 Thinking and K2.5 is always dropped."""
+    text = SMALL.decode(render(SMALL, TALK, style=style, **options))
+    assert ("<think>r</think>b" in text) == kept and ("<think></think>b" in text) != kept
+
+
+def test_k2_7_code_is_k2_6_with_its_thinking_preserved():
+    assert render(SMALL, TALK, style="k2.7-code") == render(
+        SMALL, TALK, style="k2.6", preserve_thinking=True)
+
+
+@pytest.mark.parametrize("style, end", [
+    ("moonlight", "{"), ("k2-instruct", "{"), ("k2-thinking", "<think>r</think>{"),
+    ("k2.5", "<think>r</think>{"), ("k2.7-code", "<think>r</think>{")])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_a_partial_message_is_left_open(style, end, add_generation_prompt):
+    """Trap: a message to be continued was closed, and a new one opened. Kimi API, Partial Mode."""
+    messages = [*user(), said_by_assistant("{", partial=True, reasoning_content="r", name="Al")]
+    text = SMALL.decode(render(SMALL, messages, style=style,
+                               add_generation_prompt=add_generation_prompt))
+    role = "assistant" if style == "moonlight" else "Al"
+    assert text.endswith(f"<|im_end|><|im_assistant|>{role}<|im_middle|>{end}")
+    closed = render(SMALL, [*messages[:1], {**messages[1], "partial": False}], style=style,
+                    add_generation_prompt=False, **({"preserve_thinking": True} if style == "k2.6"
+                                                    else {}))
+    assert SMALL.decode(closed).endswith("{<|im_end|>")
+
+
+# Moonlight.
+
+def moonlight_text(messages, add_generation_prompt=True):
+    """What Moonlight's template says, in Python: neither names nor tools, roles as they are."""
+    text = ""
+    for i, message in enumerate(messages):
+        if i == 0 and message["role"] != "system":
+            text += "<|im_system|>system<|im_middle|>You are a helpful assistant<|im_end|>"
+        if message["role"] in ("system", "user", "assistant"):
+            text += f"<|im_{message['role']}|>"
+        parts = message["content"] or []
+        parts = parts if isinstance(parts, str) else "".join(part["text"] for part in parts)
+        text += f"{message['role']}<|im_middle|>{parts}<|im_end|>"
+    return text + "<|im_assistant|>assistant<|im_middle|>" * add_generation_prompt
+
+
+@given(st.lists(message, max_size=4), tools, st.booleans())
+@example([], [], True)
+def test_moonlight_is_asked_as_its_own_template_does(messages, tools, add_generation_prompt):
+    """Trap: it was given the system message of K2, and the names and tools of later templates."""
+    ids = render(SMALL, messages, tools, add_generation_prompt, style="moonlight")
+    assert SMALL.decode(ids) == moonlight_text(messages, add_generation_prompt)
+
+
+@pytest.mark.parametrize("case", GOLDEN_MOONLIGHT, ids=lambda case: case["conversation"])
+def test_render_gives_the_text_of_moonlight_s_template(case):
+    conversation = GOLDEN["conversations"][case["conversation"]]
+    ids = render(SMALL, conversation["messages"], conversation["tools"], style="moonlight")
+    assert SMALL.decode(ids) == case["text"] == moonlight_text(conversation["messages"])
