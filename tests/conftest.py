@@ -48,15 +48,16 @@ def pytest_report_collectionfinish(config, items):
     chosen = config.getoption("markexpr")
     if not items or not is_whole(config) or chosen not in SECONDS:
         return []
-    last = config.cache.get(f"k2ref/{chosen}", None)
+    last = hasattr(config, "cache") and config.cache.get(f"k2ref/{chosen}", None)
     said = f"{last} s, as the last time here" if last else f"{SECONDS[chosen]} s on two cores"
     return f"{len(items)} tests, about {said}{'' if chosen == 'thorough' else REST}"
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if exitstatus == 0 and is_whole(session.config) and session.items:
+    config = session.config  # without a cache under -p no:cacheprovider
+    if exitstatus == 0 and is_whole(config) and session.items and hasattr(config, "cache"):
         last = round(time.monotonic() - STARTED)
-        session.config.cache.set(f"k2ref/{session.config.getoption('markexpr')}", last)
+        config.cache.set(f"k2ref/{config.getoption('markexpr')}", last)
 
 
 def is_whole(config):

@@ -19,8 +19,9 @@ class Asked(SimpleNamespace):
 
 
 def said(markexpr, took=None, file_or_dir=(), keyword=""):
-    cache = SimpleNamespace(get=lambda key, default: took if key.endswith(markexpr) else default)
-    asked = Asked(markexpr=markexpr, cache=cache, file_or_dir=file_or_dir, keyword=keyword)
+    asked = Asked(markexpr=markexpr, file_or_dir=file_or_dir, keyword=keyword)
+    if took:
+        asked.cache = SimpleNamespace(get=lambda key, _: took if key.endswith(markexpr) else None)
     return conftest.pytest_report_collectionfinish(asked, [None] * 9)
 
 
