@@ -93,6 +93,8 @@ class Agent:
             if is_new and self.messages[-1]["role"] == "user":
                 self.messages.pop()
             raise
+        finally:
+            self._complete()
 
     def _steps(self):
         was_cut_off = False
@@ -143,7 +145,7 @@ class Agent:
         if self.seed is not None:
             n_replies = sum(message["role"] == "assistant" for message in self.messages)
             settings["seed"] = self.seed + n_replies
-        said, done = [], None
+        said, done, before = [], None, self.messages
         try:
             for event in reply(self.model, ids, self.toolbox.declarations, self.context,
                                thinking=self.thinking, **settings):
@@ -154,7 +156,7 @@ class Agent:
                     self.messages = history.rename_calls([*self.messages, event.message])
                 yield event
         finally:
-            if done is None and said:  # interrupted
+            if said and self.messages is before:  # interrupted
                 self.messages.append({"role": "assistant", "content": "".join(said)})
         return done
 
@@ -172,13 +174,23 @@ class Agent:
                     self.failures[results[-1].failure] += 1
                 yield results[-1]
         finally:
-            why = (f"Error: not run, the limit of {self.max_steps} steps is reached." if not may_run
-                   else "Error: not run, the user interrupted.")
-            for call in calls[len(results):]:
-                said = BEGUN if may_run and call["id"] == self.toolbox.begun else why
-                results.append(ToolResult(call["id"], call["function"]["name"], said, "not run"))
-            self.messages += [{"role": "tool", "tool_call_id": result.id, "name": result.name,
-                               "content": result.content} for result in results]
+            self._keep(calls, results, may_run)
+
+    def _keep(self, calls, results, may_run=True):
+        """Put the results of a reply's calls into the history, also of those that were not run."""
+        why = (f"Error: not run, the limit of {self.max_steps} steps is reached." if not may_run
+               else "Error: not run, the user interrupted.")
+        for call in calls[len(results):]:
+            said = BEGUN if may_run and call["id"] == self.toolbox.begun else why
+            results.append(ToolResult(call["id"], call["function"]["name"], said, "not run"))
+        self.messages += [{"role": "tool", "tool_call_id": result.id, "name": result.name,
+                           "content": result.content} for result in results]
+
+    def _complete(self):
+        """Give results to the calls of a last reply that was interrupted before any was run."""
+        calls = self.messages[-1].get("tool_calls") if self.messages else None
+        if calls and self.toolbox.functions:
+            self._keep(calls, [])
 
     def undo(self):
         """Forget the last question and all that followed; return it, or None if there is none."""

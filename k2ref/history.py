@@ -6,6 +6,7 @@ may be less, and is always a new list: the functions here change no message.
 Chapter 02.
 """
 
+MAX_NAME = 100  # characters in an id; what a model writes as a name may have no end
 HIDDEN = "[This result is hidden to save room. Call the tool again if it is needed.]"
 
 
@@ -113,4 +114,6 @@ def _calls_of(message):
 def _renamed(call, index):
     function = call.get("function")
     name = function.get("name") if isinstance(function, dict) else None
-    return {**call, "id": f"functions.{name}:{index}"} if name and isinstance(name, str) else call
+    if not name or not isinstance(name, str):
+        return call
+    return {**call, "id": f"functions.{name[:MAX_NAME]}:{index}"}

@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import re
+import sys
 import types
 import typing
 
@@ -56,7 +57,7 @@ def declaration(function):
         if is_other(function):
             raise ToolError(f"tool {shown}: expected a plain function, found {kind}")
     try:
-        hints = typing.get_type_hints(function)
+        hints = _hints_of(function)
         parameters = inspect.signature(function).parameters.values()
         text = inspect.getdoc(function) or ""
     except Exception as error:  # a hint may be any expression, and is evaluated only now
@@ -90,6 +91,15 @@ def declaration(function):
         raise ToolError(f"tool {shown}: expected a declaration of at most {MAX_DECLARATION} "
                         f"characters, found {n_chars}")
     return declared
+
+
+def _hints_of(function):
+    """Evaluate the type hints of a function, the same in every Python."""
+    if sys.version_info < (3, 11) and hasattr(function, "__code__"):
+        # Python 3.10 takes `a: int = None` for `a: int | None = None`, but not of what has no code.
+        function = types.SimpleNamespace(__annotations__=function.__annotations__,
+                                         __globals__=inspect.unwrap(function).__globals__)
+    return typing.get_type_hints(function)
 
 
 def of_hint(hint, where, n_around=0):

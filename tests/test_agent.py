@@ -557,6 +557,36 @@ def test_a_call_that_was_interrupted_while_it_ran_is_not_said_to_be_not_run(mode
     assert agent.messages[-1]["content"] == "Error: not run, the user interrupted."
 
 
+def test_wherever_it_is_interrupted_every_call_has_a_result_and_what_was_said_is_kept(
+        model, monkeypatch):
+    call = '{"a": 1, "b": 2}'
+    replies = [calling(("functions.add:0", call), ("functions.add:1", call), content="I add."),
+               calling(("functions.add:2", call), ("nothing:3", ""), thinking="hm"), answer("3")]
+
+    def run_to(n):
+        script(monkeypatch, model, *replies)
+        agent = Agent(model, [add])
+        run = agent.run("go")
+        events = [event for _, event in zip(range(n), run, strict=False)]
+        run.close()
+        return agent.messages, events
+
+    _, events = run_to(1000)
+    assert isinstance(events[-1], Ended)
+    for n in range(1, len(events) + 1):
+        messages, events = run_to(n)
+        calls = [call["id"] for message in messages for call in message.get("tool_calls", [])]
+        results = [message for message in messages if message["role"] == "tool"]
+        assert [result["tool_call_id"] for result in results] == calls
+        assert len(calls) == len({*calls}) == 2 * sum(
+            event.finish_reason == "tool_calls" for event in of_type(events, Done))
+        seen = [event.content for event in of_type(events, ToolResult)]
+        assert [result["content"] for result in results] == seen + [
+            "Error: not run, the user interrupted."] * (len(results) - len(seen))
+        said = "".join(event.text for event in of_type(events, Content))
+        assert "".join(m["content"] for m in messages if m["role"] == "assistant") == said
+
+
 # Small things.
 
 def test_without_tools_it_is_a_chat_and_a_call_ends_it(model, monkeypatch):

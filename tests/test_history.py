@@ -72,6 +72,14 @@ def test_what_is_malformed_is_left_to_the_template(message):
     assert history.rename_calls([message]) == [message]
 
 
+def test_the_name_in_an_id_has_an_end():
+    messages = [{"role": "assistant", "tool_calls": [
+        {"id": "x", "function": {"name": "f" * 10**6, "arguments": "{}"}}]}]
+    renamed = history.rename_calls(messages)
+    assert renamed[0]["tool_calls"][0]["id"] == f"functions.{'f' * 100}:0"
+    assert renamed[0]["tool_calls"][0]["function"] == messages[0]["tool_calls"][0]["function"]
+
+
 def test_a_call_without_a_name_keeps_its_id_and_counts():
     messages = [calling(("3", ""), ("4", "f")), result("3"), result("4")]
     assert ids_of(history.rename_calls(messages)) == [["3", "functions.f:1"], "3", "functions.f:1"]

@@ -321,3 +321,20 @@ def documented(a: Optional[int]):  # noqa: UP045  the older spelling is a hint, 
 def test_optional_is_a_union_with_null():
     properties = declaration(documented)["function"]["parameters"]["properties"]
     assert properties == {"a": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}
+
+
+def test_a_default_of_none_does_not_change_a_hint():
+    def tool(a: int = None, b: Any = None, c: Optional[str] = None):  # noqa: UP045
+        """Do."""
+
+    @functools.wraps(tool)
+    def wrapper(*args, **kwargs): ...
+
+    class Thing:
+        def tool(self, a: int = None, b: Any = None, c: str | None = None):
+            """Do."""
+
+    for function in (tool, wrapper, Thing().tool):
+        assert declaration(function)["function"]["parameters"]["properties"] == {
+            "a": {"type": "integer"}, "b": {},
+            "c": {"anyOf": [{"type": "string"}, {"type": "null"}]}}
