@@ -30,7 +30,7 @@ from k2ref.tools import Toolbox, load_tools
 FILE = str(Path(__file__).with_name("tools_that_misbehave.py"))
 posix = pytest.mark.skipif(os.name != "posix", reason="processes of POSIX")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux promises")
-SHORT_S, LONG_S = 0.3, 60  # what is waited for in vain, and what has to come
+SHORT_S, LONG_S = 0.3, 30  # what is waited for in vain, and what has to come
 
 
 def is_alive(pid):
@@ -280,7 +280,11 @@ def test_when_k2ref_ends_or_is_killed_its_tools_end_too(tmp_path, what):
             time.sleep(SHORT_S)  # so that it is at work, most likely; the outcome is the same
             assert all(map(is_alive, pids))
             process.kill()
-    until(lambda: not any(map(is_alive, pids)))
+    try:
+        until(lambda: not any(map(is_alive, pids)))
+    finally:
+        for pid in filter(is_alive, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 @linux
