@@ -20,7 +20,7 @@ from pathlib import Path
 from k2ref import conversation, history
 from k2ref.atomic import replacing, require_file
 from k2ref.conversation import Context, prompt_ids, reply
-from k2ref.events import Content, Done, Ended, Hidden, ToolResult
+from k2ref.events import Content, Done, Ended, Held, Hidden, Thinking, ToolResult
 from k2ref.generate import check_settings, whole
 from k2ref.styles import ChatError
 from k2ref.template import is_partial
@@ -145,19 +145,21 @@ class Agent:
         if self.seed is not None:
             n_replies = sum(message["role"] == "assistant" for message in self.messages)
             settings["seed"] = self.seed + n_replies
-        said, done, before = [], None, self.messages
+        said, held, done, before = [], [], None, self.messages
         try:
             for event in reply(self.model, ids, self.toolbox.declarations, self.context,
                                thinking=self.thinking, **settings):
-                if isinstance(event, Content):
-                    said.append(event.text)
+                if isinstance(event, Thinking | Content):
+                    held = []  # for it comes again, as this event
+                if isinstance(event, Content | Held):
+                    (said if isinstance(event, Content) else held).append(event.text)
                 if isinstance(event, Done):
                     done = event
                     self.messages = history.rename_calls([*self.messages, event.message])
                 yield event
         finally:
-            if said and self.messages is before:  # interrupted
-                self.messages.append({"role": "assistant", "content": "".join(said)})
+            if (said or held) and self.messages is before:  # interrupted
+                self.messages.append({"role": "assistant", "content": "".join(said + held)})
         return done
 
     def _run_calls(self, calls, may_run):

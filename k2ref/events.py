@@ -1,7 +1,7 @@
 """What happens in a conversation: the events of a stream, and the `Reply` that they add up to.
 
     Prompt                                    a prompt is about to be read
-    Thinking, Content                         pieces of text, as they are written
+    Thinking, Content, Held                   pieces of text, as they are written
     CallBegin, CallArguments, CallEnd         a tool call, as it is written
     ToolCall                                  the same call, whole
     Done                                      the reply is over: why, and what it was in all
@@ -27,6 +27,16 @@ class Thinking:
 @dataclass(frozen=True)
 class Content:
     """Carry a piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """Show text of which it is not known yet whether it is thinking; it comes again as what it is.
+
+    Whoever collects a reply can pass it over: it is for those who watch.
+    """
 
     text: str
 

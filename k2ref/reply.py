@@ -17,8 +17,9 @@ is the stream, collected.
 
 A model that thinks may forget its first word, <think>. What it writes is then known to be thinking
 only at </think>, and events cannot be taken back: so text that begins without <think> is held until
-</think>, a call or the end says what it is. That costs such a reply its streaming, whole answers
-without any thinking among them, which these models hardly ever write; all others lose nothing.
+</think>, a call or the end says what it is, and meanwhile only shown (`Held`). That costs such a
+reply its streaming, whole answers without any thinking among them, which these models hardly ever
+write; all others lose nothing.
 
 Chapter 02.
 """
@@ -30,6 +31,7 @@ from k2ref.events import (
     CallBegin,
     CallEnd,
     Content,
+    Held,
     Reply,
     Thinking,
     ToolCall,
@@ -139,11 +141,7 @@ class ReplyParser:
     def _write(self, text):
         """Put text where the state says that it belongs."""
         if self._state in (START, HELD):
-            self._held.append(text)
-            if self._state == START and text.strip():
-                self._state = HELD
-            if self._state == HELD and not self._waits:
-                self._release(self._outside)
+            self._hold(text)
             return
         if self._state == SECTION:
             text = text.lstrip()
@@ -155,6 +153,16 @@ class ReplyParser:
             self._write_arguments(text)
         elif text and self._state in (THINKING, CONTENT):
             self._events.append((Thinking if self._state == THINKING else Content)(text))
+
+    def _hold(self, text):
+        """Keep text at the start until it is known what it is; blanks may be nothing at all."""
+        self._held.append(text)
+        if self._state == START and text.strip():
+            self._state, text = HELD, "".join(self._held)
+        if self._state == HELD and not self._waits:
+            self._release(self._outside)
+        elif self._state == HELD and text:
+            self._events.append(Held(text))
 
     def _release(self, state):
         """Say of the text that was held, if any, that it belongs where this state puts it."""

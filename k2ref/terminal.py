@@ -15,7 +15,7 @@ import time
 from contextlib import contextmanager
 
 from k2ref import memory
-from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Thinking, ToolResult
+from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Held, Thinking, ToolResult
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 WAIT_S = 1.0  # what takes no longer than this shows no bar
@@ -52,7 +52,13 @@ class Printer:
     def show(self, events):
         """Write what a reply's events say."""
         for event in events:
-            if isinstance(event, Thinking):
+            if isinstance(event, Held):
+                if self.stream.isatty() and not self.hide_thinking:
+                    self._continue("held", event.text)
+            elif isinstance(event, Thinking | Content) and self.section == "held":
+                # What it is, of the same text: it is on the screen already.
+                self.section = "thinking" if isinstance(event, Thinking) else "content"
+            elif isinstance(event, Thinking):
                 if not self.hide_thinking:
                     self._continue("thinking", event.text)
             elif isinstance(event, Content):

@@ -21,6 +21,7 @@ from k2ref.events import (
     Content,
     Done,
     Ended,
+    Held,
     Hidden,
     Prompt,
     Reply,
@@ -487,6 +488,20 @@ def test_what_was_said_before_an_interruption_is_kept(model, monkeypatch):
                               {"role": "assistant", "content": "".join(said)}]
     script(monkeypatch, model, answer("Four."))
     assert list(agent.run("go on"))[-1] == Ended("stop", 0) and len(agent.messages) == 4
+
+
+def test_what_was_shown_of_an_answer_without_thinking_is_kept_too(model, monkeypatch):
+    script(monkeypatch, model, "One two three four five six.")
+    agent = Agent(model)
+    run, shown = agent.run("count"), []
+    while len(shown) < 3:
+        event = next(run)
+        shown += [event.text] if isinstance(event, Held) else []
+    run.close()
+    assert agent.messages[1] == {"role": "assistant", "content": "".join(shown)}
+    script(monkeypatch, model, "One</think>two")
+    list(agent.run("go on"))
+    assert agent.messages[-1] == {"role": "assistant", "content": "two", "reasoning_content": "One"}
 
 
 def test_an_interruption_before_anything_is_said_leaves_the_question(model, monkeypatch):

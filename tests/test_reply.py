@@ -29,7 +29,7 @@ from reply_cases import (
 )
 from vocabulary import SPECIAL_TOKENS, small_vocabulary
 
-from k2ref.events import infer_name, name_of
+from k2ref.events import Held, infer_name, name_of
 from k2ref.reply import (
     CallArguments,
     CallBegin,
@@ -328,7 +328,10 @@ def test_events_add_up_to_the_reply(written, vocabulary, in_thinking, thinks):
     assert collect(events) == whole
     assert [event.complete for event in events if isinstance(event, CallEnd)] == [
         call.complete for call in whole.tool_calls]
-    calls = [event for event in events if not isinstance(event, Thinking | Content)]
+    shown = [event.text for event in events if isinstance(event, Held)]
+    texts = [event.text for event in events if isinstance(event, Thinking | Content)]
+    assert not shown or "".join(shown) == texts[0]  # what is shown comes again as what it is
+    calls = [event for event in events if not isinstance(event, Thinking | Content | Held)]
     n_calls, is_open = 0, False
     for event in calls:  # every call begins, goes on and ends before the next, counted from 0
         assert event.index == n_calls and isinstance(event, CallBegin) != is_open
@@ -394,11 +397,12 @@ def test_only_text_that_may_turn_out_to_be_thinking_is_held_back():
 
     assert seen("<think>a</think>b") == [
         [], [Thinking("a")], [], [Content("b")], []]
-    assert seen("a b</think>c d") == [[], [], [], [Thinking("a b")], [Content("c")],
-                                      [Content(" ")], [Content("d")], []]
-    assert seen("a b") == [[], [], [], [Content("a b")]]
-    assert seen(f"a{SECTION}") == [[], [Content("a")], []]
-    assert seen("a<think>b") == [[], [Content("a")], [Thinking("b")], []]
+    held = [[Held("a")], [Held(" ")], [Held("b")]]
+    assert seen("a b</think>c d") == [*held, [Thinking("a b")], [Content("c")], [Content(" ")],
+                                      [Content("d")], []]
+    assert seen("a b") == [*held, [Content("a b")]]
+    assert seen(f"a{SECTION}") == [[Held("a")], [Content("a")], []]
+    assert seen(" a<think>b") == [[], [Held(" a")], [Content(" a")], [Thinking("b")], []]
 
 
 # There and back again.

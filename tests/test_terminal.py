@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2ref import terminal
-from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Thinking, ToolResult
+from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Held, Thinking, ToolResult
 from k2ref.terminal import Printer, Stopwatch, may_dim, progress
 
 
@@ -50,6 +50,19 @@ def test_a_terminal_gets_dim_thinking_a_blank_line_and_the_answer():
 
 def test_a_pipe_gets_thinking_between_tags_and_no_escape():
     assert shown(io.StringIO(), REPLY) == "<think>\nLet me see.\n</think>\n\nIt is 95.\n"
+
+
+@pytest.mark.parametrize("kind, then, text", [
+    (Thinking, [Content("b")], "a b\n\nb\n"), (Content, [], "a b\n"),
+    (Content, [CallBegin(0, "f:0", "f"), CallEnd(0)], "a b\n\ntool call: f \n"),
+])
+def test_what_may_be_thinking_is_shown_at_once_to_a_person_and_once(kind, then, text):
+    held = [Held("\na"), Held(" b")]
+    known = [kind("\na b"), *then]
+    assert undimmed(shown(Screen(), [*held, *known])) == text
+    assert undimmed(shown(Screen(), held)) == "a b\n"
+    for stream, options in ((io.StringIO, {}), (Screen, {"hide_thinking": True})):
+        assert shown(stream(), [*held, *known], **options) == shown(stream(), known, **options)
 
 
 @pytest.mark.parametrize("name, value", [("NO_COLOR", "1"), ("TERM", "dumb")])
