@@ -7,6 +7,8 @@ tests.
 Chapter 14.
 """
 
+import os
+
 cimport numpy as cnp
 from libc.stdlib cimport free, malloc
 
@@ -46,12 +48,30 @@ cdef extern from *:
     #else
     #define HAS_OPENMP 0
     #endif
+    #if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
+    #include <omp.h>
+    #define let_threads_go() omp_pause_resource_all(omp_pause_hard)
+    #else /* clang's runtime minds forks by itself */
+    #define let_threads_go() 0
+    #endif
     """
     const int HAS_OPENMP
+    int let_threads_go()
 
 cdef const Path *path = find_path(NULL)
 has_openmp = bool(HAS_OPENMP)
 FORMATS = {"Int4": 0, "Fp8": 1, "Bf16": 2, "F32": 3}
+
+
+def before_fork():
+    """End the threads of the calling thread's parallel regions; the next region starts new ones."""
+    # Trap: a fork has none of the threads that GCC's OpenMP keeps, and waits for them for ever.
+    # https://github.com/facebookresearch/faiss/issues/5206
+    let_threads_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=before_fork)
 
 
 def use_path(name):

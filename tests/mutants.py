@@ -105,6 +105,8 @@ MUTANTS = [
     Mutant("int4-scales-of-the-wrong-lane", "_linear.h",
            "#define GROUP_OF(l) (4 * ((l) & 3) + ((l) >> 2))", "#define GROUP_OF(l) (l)",
            "test_ops.py", rebuild=True),
+    Mutant("a-fork-waits-for-threads", "_kernels.pyx",
+           "    let_threads_go()\n", "    pass\n", "test_ops.py", rebuild=True),
     Mutant("small-activations-lost-beside-large", "_integers.h",
            "_mm512_store_ps(block->least, _mm512_maskz_mov_ps(far, least));",
            "_mm512_store_ps(block->least, _mm512_setzero_ps());", "test_integers.py", rebuild=True),

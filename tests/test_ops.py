@@ -1,5 +1,9 @@
 """The operations: every kernel path and NumPy against float64, and the order of each sum."""
 
+import os
+import signal
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -280,3 +284,17 @@ def test_softmax_sums_to_one_and_gives_nothing_to_minus_infinity(seed, S):
     spread = np.ptp(np.where(np.isinf(x), x.max(), x))
     exact = wide / wide.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(p, exact, rtol=(S + 10 + 2 * spread) * U, atol=2.0**-126)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_trap_a_fork_after_products_makes_products_too(kernels):
+    x, w = activations(3, 5, 256), matrix("Int4", 260, 256, 3)
+    expected = ops.linear(x, w, threads=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of it
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if (ops.linear(x, w, threads=4) == expected).all() else 1)
+    assert (ops.linear(x, w, threads=4) == expected).all()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
