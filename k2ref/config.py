@@ -19,6 +19,7 @@ from pathlib import Path
 
 from k2ref import intake, layout
 from k2ref.fields import ConfigError, build, check_fields, expect
+from k2ref.intake import quoted
 
 # A missing field means the first value; so it is in the official configuration_deepseek.py, too.
 SUPPORTED = {
@@ -28,6 +29,7 @@ SUPPORTED = {
     "attention_bias": (False,),
     "tie_word_embeddings": (False,),
     "rope_interleave": (True,),
+    "compression_config": (None, {}),  # quantization_config's old name
     "rope_parameters": (None,),  # transformers 5 writes it in place of rope_theta and rope_scaling
     "model_type": ("kimi_k2", "kimi_k25", "deepseek_v3"),
 }
@@ -132,10 +134,10 @@ class Config:
         Raises: ConfigError naming the field that is missing, malformed or not supported.
         """
         if not isinstance(values, dict):
-            raise ConfigError(f"config.json: expected an object, found {values!r:.60}")
+            raise ConfigError(f"config.json: expected an object, found {quoted(values)}")
         text = values.get("text_config", values)
         if not isinstance(text, dict):
-            raise ConfigError(f"text_config: expected an object, found {text!r:.60}")
+            raise ConfigError(f"text_config: expected an object, found {quoted(text)}")
         merged = {**values, **text, "model_type": values.get("model_type", "kimi_k2")}
         for name, allowed in SUPPORTED.items():
             expect(name, merged.get(name, allowed[0]), *allowed)
@@ -283,7 +285,7 @@ def _read_rope_scaling(found) -> Yarn | None:
     if found is None:
         return None
     if not isinstance(found, dict):
-        raise ConfigError(f"rope_scaling: expected an object or null, found {found!r:.60}")
+        raise ConfigError(f"rope_scaling: expected an object or null, found {quoted(found)}")
     kind = found.get("type", found.get("rope_type"))  # newer files may write `rope_type`
     expect("rope_scaling.type", kind, "yarn", "default")
     return build(Yarn, found, "rope_scaling.") if kind == "yarn" else None

@@ -8,7 +8,10 @@ Chapter 03.
 
 import dataclasses
 import math
+import re
 import typing
+
+from k2ref.intake import quoted
 
 # Every number is more than zero, except that these may be zero.
 MAY_BE_ZERO = {
@@ -29,7 +32,12 @@ def expect(name: str, found, *supported):
     """
     if not any(type(found) is type(value) and found == value for value in supported):
         values = " or ".join(repr(value) for value in supported)
-        raise ConfigError(f"{name}: k2ref supports {values}, found {found!r:.200}")
+        raise ConfigError(f"{name}: k2ref supports {values}, found {quoted(found)}")
+
+
+def label(name: str) -> str:
+    """Name a field that the file made up: as it is, or quoted if it is long or not plain."""
+    return name if re.fullmatch(r"[\w.-]{1,60}", name, re.ASCII) else quoted(name)
 
 
 def build(cls, values: dict, where: str = ""):
@@ -59,14 +67,14 @@ def check_fields(instance, where: str = ""):
             object.__setattr__(instance, name, value)
         if type(value) not in allowed:
             raise ConfigError(
-                f"{where}{name}: expected {_type_name(field.type)}, found {value!r:.60}"
+                f"{where}{name}: expected {_type_name(field.type)}, found {quoted(value)}"
             )
         if type(value) not in (int, float):
             continue
         most = INT_LIMIT if type(value) is int else math.inf
         if not (0 < value < most or (value == 0 and name in MAY_BE_ZERO)):
             least = "0 or more" if name in MAY_BE_ZERO else "more than 0"
-            raise ConfigError(f"{where}{name}: expected a number {least}, found {value!r:.60}")
+            raise ConfigError(f"{where}{name}: expected a number {least}, found {quoted(value)}")
 
 
 def _type_name(declared) -> str:

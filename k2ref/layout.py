@@ -13,13 +13,13 @@ list; `config.py` adds up its sizes.
 Chapter 03.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from k2ref.fields import ConfigError, expect
+from k2ref.fields import ConfigError
 from k2ref.quant import BLOCK, GROUP
+from k2ref.quantization import check_quantization, left_alone
 
 BYTES_OF = {"F8_E4M3": 1, "BF16": 2, "F32": 4, "I32": 4, "I64": 8}
 
@@ -151,8 +151,8 @@ def format_finder(quantization: dict | None, prefix: str) -> Callable[[Tensor], 
 
     Raises: ConfigError for a quantization that k2ref does not read
     """
-    method = _check_quantization(quantization)
-    plain = re.compile(_ignored(quantization, method)).match if method else None
+    method = check_quantization(quantization)
+    plain = left_alone(quantization, method) if method else None
 
     def format_of(tensor: Tensor) -> str:
         if len(tensor.shape) == 1:
@@ -166,53 +166,3 @@ def format_finder(quantization: dict | None, prefix: str) -> Callable[[Tensor], 
         return method
 
     return format_of
-
-
-def _check_quantization(found: dict | None) -> str | None:
-    """Return "int4", "fp8" or None; refuse whatever else `quantization_config` may say."""
-    if found is None:
-        return None
-    where = "quantization_config."
-    expect(where + "quant_method", found.get("quant_method"), "compressed-tensors", "fp8")
-    if found["quant_method"] == "fp8":
-        expect(where + "fmt", found.get("fmt", "e4m3"), "e4m3")
-        expect(where + "weight_block_size", found.get("weight_block_size"), [BLOCK, BLOCK])
-        expect(where + "activation_scheme", found.get("activation_scheme", "dynamic"), "dynamic")
-        return "fp8"
-    expect(where + "format", found.get("format"), "pack-quantized")
-    expect(where + "kv_cache_scheme", found.get("kv_cache_scheme"), None)
-    groups = found.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        raise ConfigError(f"{where}config_groups: expected one group, found {groups!r:.60}")
-    name, group = next(iter(groups.items()))
-    where += f"config_groups.{name}."
-    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
-        raise ConfigError(f"{where}weights: expected an object, found {group!r:.60}")
-    expect(where + "targets", group.get("targets"), ["Linear"])
-    expect(where + "input_activations", group.get("input_activations"), None)
-    for key, supported in {
-        "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group",
-        "group_size": GROUP,
-    }.items():  # fmt: skip
-        expect(f"{where}weights.{key}", group["weights"].get(key), supported)
-    expect(f"{where}weights.actorder", group["weights"].get("actorder"), None)
-    return "int4"
-
-
-def _ignored(quantization: dict, method: str) -> str:
-    """Return one regular expression for the names that stay unquantized."""
-    key = "ignore" if method == "int4" else "modules_to_not_convert"
-    patterns = quantization.get(key) or []
-    where = f"quantization_config.{key}"
-    if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
-        raise ConfigError(f"{where}: expected a list of names, found {patterns!r:.60}")
-    if method == "fp8":  # there, a name stands for everything below it, and lm_head is left alone
-        return "|".join(rf".*{re.escape(p)}" for p in [*patterns, "lm_head"])
-    # "re:" marks a pattern that must match from the name's start; anything else is a whole name.
-    parts = [p[3:] if p.startswith("re:") else re.escape(p) + r"\Z" for p in patterns]
-    joined = "|".join(f"(?:{part})" for part in parts) or r"(?!)"
-    try:
-        re.compile(joined)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{where}: expected regular expressions, found {error}") from error
-    return joined
