@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from k2ref import intake, layout
-from k2ref.fields import ConfigError, build, check_fields, expect
+from k2ref.fields import ConfigError, build, check_fields, check_token_ids, expect
 from k2ref.intake import quoted
 
 # A missing field means the first value; so it is in the official configuration_deepseek.py, too.
@@ -33,6 +33,7 @@ SUPPORTED = {
     "rope_parameters": (None,),  # transformers 5 writes it in place of rope_theta and rope_scaling
     "model_type": ("kimi_k2", "kimi_k25", "deepseek_v3"),
 }
+MOST_EXPERTS = 2**18  # in all layers together: eleven times those of K2
 # Elements of the `rotary_emb.inv_freq` that each layer of the official K2 files carries, by the
 # transformers release that saved them. Both are the wrong size for 64 rope channels: nobody reads
 # them, but they are counted in the files' `total_size`.
@@ -100,7 +101,7 @@ class Config:
     num_nextn_predict_layers: int = 0  # layers beyond the last that k2ref skips (DeepSeek-V3's MTP)
     num_key_value_heads: int | None = None
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple | None = None  # a list of ids in the file is a tuple here
     pad_token_id: int | None = None
     model_type: str = "kimi_k2"  # of the outer file: "kimi_k25" for K2.5 and later
     transformers_version: str | None = None
@@ -150,17 +151,19 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            found, many = getattr(self, name), name == "eos_token_id"
+            object.__setattr__(self, name, check_token_ids(name, found, self.vocab_size, many))
+        if self.num_hidden_layers * self.n_routed_experts > MOST_EXPERTS:
+            raise ConfigError(
+                f"num_hidden_layers and n_routed_experts: expected at most {MOST_EXPERTS} experts "
+                f"in all layers, found {self.num_hidden_layers} times {self.n_routed_experts}"
+            )
         format_of = layout.format_finder(self.quantization_config, self.tensor_prefix)
         for tensor in layout.expert(self, f"model.layers.{self.first_k_dense_replace}.mlp.", 0):
             layout.stored_parts(tensor.shape, format_of(tensor))  # refuses columns it cannot group
         heads = self.num_attention_heads
         expect("num_key_value_heads", self.num_key_value_heads, None, heads)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if (getattr(self, name) or 0) >= self.vocab_size:
-                raise ConfigError(
-                    f"{name}: expected less than vocab_size ({self.vocab_size}), found "
-                    f"{getattr(self, name)}"
-                )
         if self.rope_theta <= 1:
             raise ConfigError(f"rope_theta: expected more than 1, found {self.rope_theta}")
         if self.qk_rope_head_dim % 2:

@@ -7,7 +7,6 @@ Chapter 03.
 """
 
 import dataclasses
-import math
 import re
 import typing
 
@@ -15,10 +14,19 @@ from k2ref.intake import quoted
 
 # Every number is more than zero, except that these may be zero.
 MAY_BE_ZERO = {
-    "first_k_dense_replace", "num_nextn_predict_layers", "bos_token_id", "eos_token_id",
-    "pad_token_id", "mscale", "mscale_all_dim",
+    "first_k_dense_replace", "num_nextn_predict_layers", "mscale", "mscale_all_dim",
 }  # fmt: skip
 INT_LIMIT = 2**63  # JSON has no largest integer; arithmetic has
+# Beyond these no model is: a count of that size is refused before anything is made that many times,
+# and with numbers in this range nothing that is computed from them overflows.
+MOST_OF = {
+    "num_hidden_layers": 4096, "n_routed_experts": 2**16, "n_shared_experts": 2**10,
+    "num_nextn_predict_layers": 4096, "max_position_embeddings": 2**26, "vocab_size": 2**24,
+    "factor": 1e6, "mscale": 100.0, "mscale_all_dim": 100.0, "routed_scaling_factor": 1e6,
+    "rms_norm_eps": 1.0, "latent_norm_eps": 1.0,
+}  # fmt: skip
+MOST_INT, LEAST_FLOAT, MOST_FLOAT = 2**24, 1e-30, 1e12
+MOST_TOKEN_IDS = 256  # that end a reply: more than there are control tokens is a mistake
 
 
 class ConfigError(ValueError):
@@ -69,12 +77,34 @@ def check_fields(instance, where: str = ""):
             raise ConfigError(
                 f"{where}{name}: expected {_type_name(field.type)}, found {quoted(value)}"
             )
-        if type(value) not in (int, float):
-            continue
-        most = INT_LIMIT if type(value) is int else math.inf
-        if not (0 < value < most or (value == 0 and name in MAY_BE_ZERO)):
-            least = "0 or more" if name in MAY_BE_ZERO else "more than 0"
-            raise ConfigError(f"{where}{name}: expected a number {least}, found {quoted(value)}")
+        if type(value) not in (int, float) or name.endswith("_token_id"):
+            continue  # Config looks at those that are ids
+        is_float = type(value) is float
+        least = LEAST_FLOAT if is_float else 1
+        most = MOST_OF.get(name, MOST_FLOAT if is_float else MOST_INT)
+        if not (least <= value <= most or (value == 0 and name in MAY_BE_ZERO)):
+            or_zero = "0, or " if name in MAY_BE_ZERO else ""
+            raise ConfigError(
+                f"{where}{name}: expected a number, {or_zero}{least} to {most}, found "
+                f"{quoted(value)}"
+            )
+
+
+def check_token_ids(name: str, found, n_vocab: int, many: bool = False):
+    """Hold the id of a token, or with `many` a list of them, to the vocabulary; null is none.
+
+    Returns the id, a tuple for a list, or None.
+    Source: transformers' GenerationConfig, where only `eos_token_id` may be a list.
+    Raises: ConfigError
+    """
+    ids = found if many and isinstance(found, (list, tuple)) else [found]
+    if found is not None and not all(type(i) is int and 0 <= i < n_vocab for i in ids):
+        what = "the id of a token, or a list of them," if many else "the id of a token,"
+        raise ConfigError(f"{name}: expected {what} less than vocab_size ({n_vocab}), found "
+                          f"{quoted(found)}")
+    if len(ids) > MOST_TOKEN_IDS:
+        raise ConfigError(f"{name}: expected at most {MOST_TOKEN_IDS} ids, found {len(ids)}")
+    return found if ids is not found else tuple(ids)
 
 
 def _type_name(declared) -> str:
