@@ -10,6 +10,7 @@ Chapter 03.
 
 import mmap
 import re
+from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from k2ref import layout, quant
 from k2ref.config import Config
+from k2ref.intake import quoted
 from k2ref.shards import (
     CheckpointError,
     Shard,
@@ -33,6 +35,8 @@ NUMPY_DTYPE = {
 # Reading the numbers in a `weight_shape` brings in a page of the disk. A small checkpoint has all
 # of them read when it is opened; the official ones, with 69,120, when each weight is first used.
 MAX_SHAPES_READ_AT_OPEN = 4096
+# A list of what is missing may be as long as all that an official checkpoint has, and no longer.
+MOST_MISSING = 300_000
 
 
 class Fault(NamedTuple):
@@ -47,7 +51,7 @@ class Fault(NamedTuple):
     def error(self, path, shards) -> CheckpointError:
         """Word it as an error."""
         where = path if self.shard is None else shards[self.shard].path
-        return mismatch(f"{where}: tensor {self.name!r}", self.expected, self.found)
+        return mismatch(f"{where}: tensor {quoted(self.name)}", self.expected, self.found)
 
 
 class Checkpoint:
@@ -70,11 +74,11 @@ class Checkpoint:
         with collector_paused():
             shards, found = open_shards(path)
             bound, faults = compare(config, found)
+        if not faults:
+            faults = wrong_shapes(shards, bound)
         if faults:
             raise faults[0].error(path, shards)
-        self = cls(shards, bound)
-        self._check_shapes()
-        return self
+        return cls(shards, bound)
 
     @property
     def n_bytes(self) -> int:
@@ -88,7 +92,7 @@ class Checkpoint:
         """
         values = self._view(name)
         if values.shape != shape:
-            raise mismatch(f"tensor {name!r}", f"shape {shape}", f"{values.shape}")
+            raise mismatch(f"tensor {quoted(name)}", f"shape {shape}", f"{values.shape}")
         is_bf16 = values.dtype == NUMPY_DTYPE["BF16"]
         return quant.bf16_to_f32(values) if is_bf16 else values.astype(np.float32)
 
@@ -111,7 +115,7 @@ class Checkpoint:
             is_bf16 = values.dtype == NUMPY_DTYPE["BF16"]
             weight = quant.Bf16(values) if is_bf16 else quant.F32(values)
         if weight.shape != shape:
-            raise mismatch(f"tensor {name!r}", f"shape {shape}", f"{weight.shape}")
+            raise mismatch(f"tensor {quoted(name)}", f"shape {shape}", f"{weight.shape}")
         return weight
 
     def close(self):
@@ -129,35 +133,68 @@ class Checkpoint:
             shard, dtype, shape, start, _ = self.tensors[name]
         except KeyError:
             raise CheckpointError(
-                f"tensor {name!r}: expected one of the open checkpoint's {len(self.tensors)} "
+                f"tensor {quoted(name)}: expected one of the open checkpoint's {len(self.tensors)} "
                 "tensors, found none of this name"
             ) from None
         return np.ndarray(shape, NUMPY_DTYPE[dtype], self.shards[shard].map, start)
 
-    def _check_shapes(self):
-        """Hold the numbers in the `weight_shape` tensors to the shapes of what is packed."""
-        ending = ".weight_shape"
-        packed = (name[: -len(ending)] for name in self.tensors if name.endswith(ending))
-        names = list(islice(packed, MAX_SHAPES_READ_AT_OPEN + 1))  # and not all of 69,120
-        if len(names) > MAX_SHAPES_READ_AT_OPEN:
-            return
-        # A page that is touched brings in its surroundings, with 8 MB of read-ahead the whole file.
-        self._advise("MADV_RANDOM")
-        for name in names:
-            O, n_words = self.tensors[name + ".weight_packed"].shape
-            self._check_shape(name, (O, n_words * 8))
-        self._advise("MADV_NORMAL")
-
-    def _advise(self, name: str):
-        for shard in self.shards:
-            if hasattr(mmap, name):  # not on Windows
-                shard.map.madvise(getattr(mmap, name))
-
     def _check_shape(self, name: str, shape: tuple[int, int]):
-        found = tuple(self._view(name + ".weight_shape").tolist())
-        if found != shape:
-            path = self.shards[self.tensors[name + ".weight_shape"].shard].path
-            raise mismatch(f"{path}: tensor {name + '.weight_shape'!r}", list(shape), list(found))
+        fault = _wrong_shape(self.shards, self.tensors, name, shape)
+        if fault is not None:
+            raise fault.error(None, self.shards)
+
+
+def wrong_shapes(shards: list[Shard], bound: dict[str, Stored | None]) -> list[Fault]:
+    """Hold the numbers in the `weight_shape` tensors to the shapes of what is packed."""
+    ending = ".weight_shape"
+    packed = (name[: -len(ending)] for name, stored in bound.items()
+              if stored is not None and name.endswith(ending))  # fmt: skip
+    names = list(islice(packed, MAX_SHAPES_READ_AT_OPEN + 1))  # and not all of 69,120
+    if len(names) > MAX_SHAPES_READ_AT_OPEN:
+        return []
+    # A page that is touched brings in its surroundings, with 8 MB of read-ahead the whole file.
+    _advise(shards, "MADV_RANDOM")
+    found = []
+    for name in names:
+        words = bound[name + ".weight_packed"]
+        if words is not None and len(words.shape) == 2:  # else that is the fault
+            found.append(_wrong_shape(shards, bound, name, (words.shape[0], words.shape[1] * 8)))
+    _advise(shards, "MADV_NORMAL")
+    return [fault for fault in found if fault is not None]
+
+
+def _advise(shards: list[Shard], name: str):
+    for shard in shards:
+        if hasattr(mmap, name):  # not on Windows
+            shard.map.madvise(getattr(mmap, name))
+
+
+def _wrong_shape(shards, tensors, name: str, shape: tuple[int, int]) -> Fault | None:
+    name += ".weight_shape"
+    shard, dtype, n, start, stop = tensors[name]
+    if n != (2,) or dtype not in ("I32", "I64"):
+        return None  # `compare` has said so
+    found = np.ndarray((2,), NUMPY_DTYPE[dtype], shards[shard].map, start).tolist()
+    if found == list(shape):
+        return None
+    return Fault("wrong", name, shard, str(list(shape)), str(found))
+
+
+def _require_as_many(config: Config, n_found: int):
+    """Refuse a model of far more tensors than there are, before their names are made.
+
+    Raises: CheckpointError
+    """
+    n_moe = max(0, config.num_hidden_layers - config.first_k_dense_replace)
+    n_expected = 8 * config.num_hidden_layers
+    n_expected += 3 * config.n_routed_experts * (n_moe // config.moe_layer_freq)
+    if n_expected > n_found + MOST_MISSING:
+        raise mismatch(
+            "the checkpoint",
+            f"at least {n_expected} tensors, as config.json says ({config.num_hidden_layers} "
+            f"num_hidden_layers, {config.n_routed_experts} n_routed_experts)",
+            f"{n_found} in its files",
+        )
 
 
 def compare(config: Config, found: dict[str, Stored]) -> tuple[dict[str, Stored], list[Fault]]:
@@ -166,6 +203,7 @@ def compare(config: Config, found: dict[str, Stored]) -> tuple[dict[str, Stored]
     Keys of the result are flat names, those of `found` names as they are in the files. Where a
     tensor is missing, the result has None.
     """
+    _require_as_many(config, len(found))
     format_of = layout.format_finder(config.quantization_config, config.tensor_prefix)
     prefix = config.tensor_prefix
     missing, faults, left = [], [], dict(found)
@@ -187,9 +225,14 @@ def compare(config: Config, found: dict[str, Stored]) -> tuple[dict[str, Stored]
             elif start % 8 and start % layout.BYTES_OF[dtype] and suffix != ".weight_shape":
                 expected = f"data at a multiple of {layout.BYTES_OF[dtype]} bytes"
                 faults.append(Fault("wrong", name, stored.shard, expected, str(start)))
+    is_unused = unused_finder(config, left)
     for name in sorted(left):
-        if not is_unused(name, config):
+        if not is_unused(name):
             expected = "only tensors of the model that config.json describes"
+            if (_layer(name, config) or 0) >= config.num_hidden_layers:
+                last = config.num_hidden_layers - 1
+                expected = (f"layers 0 to {last}, as num_hidden_layers says, or a layer that "
+                            "predicts further tokens, which has an eh_proj")
             faults.append(Fault("extra", name, found[name].shard, expected, "this"))
     bound = dict(found)  # a copy, as 208,215 new names one by one take longer, and 20 MB
     for name in left:
@@ -213,14 +256,30 @@ def _missing(name: str, suffix: str, format: str, found) -> Fault:
     return Fault("missing", name + suffix, None, "it in the files", "none of this name")
 
 
-def is_unused(name: str, config: Config) -> bool:
-    """Say whether a tensor is one that the official files carry and k2ref leaves alone."""
-    if name.startswith(("vision_tower.", "mm_projector.")):
-        return True
-    # Trap: a stale buffer of the wrong size (Megatron-Bridge#1861); rope.py computes its own.
-    if name.endswith(".rotary_emb.inv_freq"):
-        return True
-    # Layers of multi-token prediction follow the last one.
-    layer = re.match(re.escape(config.tensor_prefix) + r"model\.layers\.(\d{1,9})\.", name)
-    n_beyond = int(layer[1]) - config.num_hidden_layers if layer else -1
-    return 0 <= n_beyond < config.num_nextn_predict_layers
+def unused_finder(config: Config, names) -> Callable[[str], bool]:
+    """Return the function that says of one of these names whether k2ref leaves the tensor alone.
+
+    The official files carry more than the language model; `names` are those that it has no use for.
+    """
+    # Layers of multi-token prediction follow the last one; what shows them is that they project
+    # embeddings and hidden state together. Some config.json do not count them.
+    first = config.num_hidden_layers
+    beyond = set(range(first, first + config.num_nextn_predict_layers))
+    beyond |= {_layer(name, config) for name in names if name.endswith(".eh_proj.weight")}
+
+    def is_unused(name: str) -> bool:
+        if name.startswith(("vision_tower.", "mm_projector.")):
+            return True
+        # Trap: a stale buffer of the wrong size (Megatron-Bridge#1861); rope.py computes its own.
+        if name.endswith(".rotary_emb.inv_freq"):
+            return True
+        layer = _layer(name, config)
+        return layer is not None and layer >= first and layer in beyond
+
+    return is_unused
+
+
+def _layer(name: str, config: Config) -> int | None:
+    """Return the number of the layer that a tensor's full name puts it in."""
+    found = re.match(re.escape(config.tensor_prefix) + r"model\.layers\.(\d{1,9})\.", name)
+    return int(found[1]) if found else None

@@ -60,8 +60,9 @@ def _run(args):
         return 0
     path = args.model if args.model is not None else os.environ.get("K2REF_MODEL") or None
     if args.inspect is not None:
-        print(inspection.report(args.inspect))
-        return 0
+        found = inspection.inspect(args.inspect)
+        print(inspection.describe(found))
+        return 0 if found.is_sound else 2
     if args.plan:
         print(plan.report(path, args.memory, args.threads, args.cache or "float32"))
         return 0

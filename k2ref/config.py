@@ -291,4 +291,6 @@ def _read_rope_scaling(found) -> Yarn | None:
         raise ConfigError(f"rope_scaling: expected an object or null, found {quoted(found)}")
     kind = found.get("type", found.get("rope_type"))  # newer files may write `rope_type`
     expect("rope_scaling.type", kind, "yarn", "default")
+    for name, nothing in (("attention_factor", None), ("truncate", True)):  # of transformers
+        expect(f"rope_scaling.{name}", found.get(name, nothing), nothing, None)
     return build(Yarn, found, "rope_scaling.") if kind == "yarn" else None

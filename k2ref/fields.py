@@ -69,6 +69,8 @@ def check_fields(instance, where: str = ""):
     """
     for field in dataclasses.fields(instance):
         name, value = field.name, getattr(instance, field.name)
+        if name.endswith("_token_id"):
+            continue  # Config holds those to its vocabulary
         allowed = typing.get_args(field.type) or (field.type,)
         if float in allowed and type(value) is int and abs(value) < INT_LIMIT:
             value = float(value)
@@ -77,8 +79,8 @@ def check_fields(instance, where: str = ""):
             raise ConfigError(
                 f"{where}{name}: expected {_type_name(field.type)}, found {quoted(value)}"
             )
-        if type(value) not in (int, float) or name.endswith("_token_id"):
-            continue  # Config looks at those that are ids
+        if type(value) not in (int, float):
+            continue
         is_float = type(value) is float
         least = LEAST_FLOAT if is_float else 1
         most = MOST_OF.get(name, MOST_FLOAT if is_float else MOST_INT)

@@ -4,7 +4,7 @@
 
 Opening a checkpoint stops at the first thing that is wrong. Here all of it is listed, with names
 that differ only in their numbers put together, so that a download that lacks two shards reads as
-two lines and not as 7,000. No tensor's data are read.
+two lines and not as 7,000. Of the tensors' data nothing is read but a few `weight_shape`.
 
 Chapter 03.
 """
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from k2ref import layout
-from k2ref.checkpoint import Fault, compare, is_unused
+from k2ref.checkpoint import Fault, compare, unused_finder, wrong_shapes
 from k2ref.config import Config
+from k2ref.model import read_small_files
 from k2ref.shards import CheckpointError, Stored, collector_paused, list_files, open_shard
 
 COLUMNS = {
@@ -50,7 +51,11 @@ def report(path) -> str:
 
     Raises: ConfigError, or CheckpointError where there are no safetensors files to speak of
     """
-    found = inspect(path)
+    return describe(inspect(path))
+
+
+def describe(found: Inspection) -> str:
+    """Word what was found, as `report` does."""
     parts = [_title(found), _kinds(found), _layers(found), _unused(found), _amiss(found)]
     return "\n\n".join(part for part in parts if part)
 
@@ -64,25 +69,32 @@ def inspect(path) -> Inspection:
     config = Config.from_dir(path)
     with collector_paused():
         files, weight_map = list_files(path)
-        names, found, faults, bad = list(files), {}, {}, {}
-        for number, name in enumerate(names):
+        names, found, faults, bad, shards = list(files), {}, {}, {}, []
+        for name in names:
             try:
-                _, header = open_shard(path, name, number)
+                shard, header = open_shard(path, name, len(shards))
             except CheckpointError as error:
                 bad[name] = str(error).removeprefix(f"{path}/")
                 continue
             for twice in header.keys() & found.keys():
-                once = f"it in {names[found[twice].shard]} only"
-                faults[twice] = Fault("extra", twice, number, once, f"it in {name}, too")
+                once = f"it in {shards[found[twice].shard].path.name} only"
+                faults[twice] = Fault("extra", twice, len(shards), once, f"it in {name}, too")
             found.update(header)
+            shards.append(shard)
+        names = [shard.path.name for shard in shards]
         faults |= _against_index(found, weight_map or {}, names, bad)
         bound, others = compare(config, found)
+        others += wrong_shapes(shards, bound)
         lost = {name for name, file in (weight_map or {}).items() if file in bad}
         for fault in others:
             if fault.name not in lost:
                 faults.setdefault(fault.name, fault)
-    return Inspection(path, config, len(names), found, bound, list(bad.values()),
-                      list(faults.values()))
+    sentences = list(bad.values())
+    try:
+        read_small_files(path, config)
+    except ValueError as error:
+        sentences.append(str(error).removeprefix(f"{path}/"))
+    return Inspection(path, config, len(files), found, bound, sentences, list(faults.values()))
 
 
 def _against_index(found, weight_map, names, bad):
@@ -173,7 +185,9 @@ def _mb(n_bytes) -> str:
 
 
 def _unused(i: Inspection) -> str:
-    names = [name for name in i.found if is_unused(name, i.config)]
+    used = {i.config.tensor_prefix + name for name, stored in i.bound.items() if stored}
+    is_unused = unused_finder(i.config, i.found.keys() - used)
+    names = [name for name in i.found if name not in used and is_unused(name)]
     if not names:
         return ""
     n_bytes = sum(i.found[name].stop - i.found[name].start for name in names)
@@ -205,8 +219,8 @@ def _amiss(i: Inspection) -> str:
 def _shorten(lines: list[str]) -> list[str]:
     """Cut lines to the width of the page, and the list to a length that is read."""
     more = [f"and {len(lines) - MAX_LINES} lines more"] if len(lines) > MAX_LINES else []
-    return ["  " + (line if len(line) <= 98 else line[:95] + "...") for line in
-            [*lines[:MAX_LINES], *more]]
+    plain = (line if line.isprintable() else ascii(line)[1:-1] for line in lines[:MAX_LINES])
+    return ["  " + (line if len(line) <= 98 else line[:95] + "...") for line in [*plain, *more]]
 
 
 def _without_numbers(name: str) -> str:

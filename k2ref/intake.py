@@ -196,7 +196,7 @@ def stand_in(data):
 
 
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 80
+_short.maxstring = _short.maxother = _short.maxlong = 160  # all names of tensors fit
 
 
 def quoted(value):

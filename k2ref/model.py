@@ -19,9 +19,11 @@ from k2ref import moe as experts
 from k2ref.attention import KVCache
 from k2ref.checkpoint import Checkpoint
 from k2ref.config import Config, ConfigError
+from k2ref.fields import check_token_ids
 from k2ref.pages import File
 from k2ref.quant import bf16_to_f32
 from k2ref.rope import cos_sin
+from k2ref.sampling import Settings
 from k2ref.stream import STREAM_FROM, Stream
 from k2ref.tokenizer import Tokenizer
 
@@ -85,13 +87,7 @@ def load(path=None, threads=None, memory=None, lock=False, on_progress=None, sty
         raise ValueError(f"threads: expected a positive whole number, found {threads!r}")
     ops.kernels_name()  # refuses a K2REF_KERNELS that this machine cannot run
     config = Config.from_dir(path)
-    tokenizer = Tokenizer.from_dir(path) if os.path.lexists(path / "tiktoken.model") else None
-    if tokenizer is not None:
-        if tokenizer.n_vocab > config.vocab_size:
-            raise ConfigError(f"{path}: vocab_size is {config.vocab_size} in config.json, but the "
-                              f"tokenizer has {tokenizer.n_vocab} ids; use files of one checkpoint")
-        tokenizer.style = (styles.style_of(config, tokenizer, path) if style is None
-                           else styles.style_for(tokenizer, style).name)
+    tokenizer, defaults = read_small_files(path, config, style)
     checkpoint = Checkpoint.open(path, config)
     files = [File(shard) for shard in checkpoint.shards]
     stream = None
@@ -109,7 +105,7 @@ def load(path=None, threads=None, memory=None, lock=False, on_progress=None, sty
         lm_head=checkpoint.weight("lm_head", (W, D)),
         checkpoint=checkpoint,
         threads=threads or ops.default_threads(),
-        generation_defaults=_generation_defaults(path),
+        generation_defaults=defaults,
     )
     if stream:
         stream.read_dense(model.lm_head, on_progress)
@@ -131,14 +127,34 @@ def bind_layer(checkpoint, config, i):
                  checkpoint.vector(at + "post_attention_layernorm.weight", D), mlp)
 
 
-def _generation_defaults(path):
+def read_small_files(path, config, style=None):
+    """Read what is beside config.json and the shards: the tokenizer, and generation_config.json.
+
+    Path, Config, str -> Tokenizer or None, dict
+
+    Raises: ConfigError, TokenizerError
+    """
+    tokenizer = Tokenizer.from_dir(path) if os.path.lexists(path / "tiktoken.model") else None
+    if tokenizer is not None:
+        if tokenizer.n_vocab > config.vocab_size:
+            raise ConfigError(f"{path}: vocab_size is {config.vocab_size} in config.json, but the "
+                              f"tokenizer has {tokenizer.n_vocab} ids; use files of one checkpoint")
+        tokenizer.style = (styles.style_of(config, tokenizer, path) if style is None
+                           else styles.style_for(tokenizer, style).name)
     file = path / "generation_config.json"
     if not os.path.lexists(file):
-        return {}
+        return tokenizer, {}
     values = intake.read_json(file, intake.MOST_CONFIG, ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    return values
+    try:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            check_token_ids(name, values.get(name), config.vocab_size, name == "eos_token_id")
+        Settings(**{name: values[name] for name in Settings.__dataclass_fields__
+                    if values.get(name) is not None})
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return tokenizer, values
 
 
 def embed(model, ids):

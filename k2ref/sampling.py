@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from k2ref.intake import quoted
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -191,8 +193,8 @@ def check_finite(logits):
 
 def _check(name, value, expected, is_good):
     try:
-        good = math.isfinite(value) and is_good(value)
-    except (TypeError, ValueError):
+        good = type(value) is not bool and math.isfinite(value) and is_good(value)
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
-        raise ValueError(f"{name} must be {expected}, found {value!r}")
+        raise ValueError(f"{name} must be {expected}, found {quoted(value)}")

@@ -125,7 +125,7 @@ def not_in_shards(directory, weight_map: dict[str, str], tensors) -> CheckpointE
     """Word the error for a tensor that only the index knows."""
     missing = next(tensor for tensor in weight_map if tensor not in tensors)
     path = Path(directory) / weight_map[missing]
-    return mismatch(f"{path}: tensor {missing!r}", f"it here, as {INDEX} says", "none")
+    return mismatch(f"{path}: tensor {quoted(missing)}", f"it here, as {INDEX} says", "none")
 
 
 def _read_index(directory: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -143,8 +143,9 @@ def _read_index(directory: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     for tensor, name in weight_map.items():
         files[name].append(tensor)
     for name in files:
-        if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
-            raise mismatch(path, "names of files in the directory", f"{name!r:.200}")
+        is_plain = name.isprintable() and len(name) < 256 and not set(name) & set("/\\")
+        if not is_plain or name in ("", ".", ".."):
+            raise mismatch(path, "names of files in the directory", quoted(name))
     return {name: files[name] for name in sorted(files)}, weight_map
 
 
@@ -182,8 +183,9 @@ def _map(directory: Path, name: str) -> tuple[Shard, bytes]:
             n_header = int.from_bytes(begin, "little")
             most = min(n_bytes - 8, intake.MOST_JSON)
             if n_header > most:
-                instead = intake.stand_in(begin + file.read(200)) or f"one of {n_header}"
-                raise mismatch(path, f"a header of at most {most} bytes", instead)
+                if instead := intake.stand_in(begin + file.read(200)):
+                    raise mismatch(path, "a safetensors file", instead)
+                raise mismatch(path, f"a header of at most {most} bytes", f"one of {n_header}")
             text = file.read(n_header)
             return Shard(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), text
         except OSError as error:
@@ -204,8 +206,9 @@ def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
     new = tuple.__new__  # half the time of a NamedTuple's own; each takes its entry's place
     header = _object(shard.path, text)
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or set(map(type, metadata.values())) - {str}:
-        raise mismatch(f"{shard.path}: __metadata__", "an object of strings", f"{metadata!r:.60}")
+    is_object = isinstance(metadata, dict) and not set(map(type, metadata.values())) - {str}
+    if not is_object and metadata is not None:  # null is none, for the safetensors library too
+        raise mismatch(f"{shard.path}: __metadata__", "an object of strings", quoted(metadata))
     known, end, is_in_order = {}, 0, True  # few dtypes and shapes come again and again
     for name, entry in header.items():
         try:
@@ -213,8 +216,8 @@ def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
             if len(entry) != 3:
                 raise ValueError
         except (TypeError, KeyError, ValueError):
-            where, expected = f"{shard.path}: tensor {name!r}", "dtype, shape and two data_offsets"
-            raise mismatch(where, expected, f"{entry!r:.200}") from None
+            where = f"{shard.path}: tensor {quoted(name)}"
+            raise mismatch(where, "dtype, shape and two data_offsets", quoted(entry)) from None
         try:
             for size in shape:
                 if type(size) is not int:  # Trap: `true` and `1.0` are the same key as 1
@@ -224,8 +227,8 @@ def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
             checked = _check_shape(shard.path, name, dtype, shape)
             dtype, shape, n_bytes = known[(dtype, list, *shape)] = checked
         if type(start) is not int or type(stop) is not int or stop - start != n_bytes:
-            where = f"{shard.path}: tensor {name!r}, {dtype} {list(shape)}"
-            raise mismatch(where, f"data_offsets {n_bytes} bytes apart", f"{[start, stop]!r:.100}")
+            where = f"{shard.path}: tensor {quoted(name)}, {dtype} {quoted(list(shape))}"
+            raise mismatch(where, f"data_offsets {n_bytes} bytes apart", quoted([start, stop]))
         is_in_order, end = is_in_order and start == end, stop
         header[name] = new(Stored, (number, dtype, shape, data_start + start, data_start + stop))
     if not is_in_order or data_start + end != n_file:
@@ -235,11 +238,11 @@ def _read_header(shard: Shard, number: int, text: bytes) -> dict[str, Stored]:
 
 def _check_shape(path: Path, name: str, dtype, shape) -> tuple[str, tuple[int, ...], int]:
     """Return a tensor's dtype and shape, checked, and its bytes."""
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {quoted(name)}"
     if type(dtype) is not str or dtype not in BYTES_OF:
-        raise mismatch(where, f"a dtype of {', '.join(BYTES_OF)}", f"{dtype!r:.60}")
+        raise mismatch(where, f"a dtype of {', '.join(BYTES_OF)}", quoted(dtype))
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise mismatch(where, "a shape, a list of sizes", f"{shape!r:.60}")
+        raise mismatch(where, "a shape, a list of sizes", quoted(shape))
     return dtype, tuple(shape), math.prod(shape) * BYTES_OF[dtype]
 
 
@@ -250,7 +253,7 @@ def _check_coverage(path: Path, tensors: dict[str, Stored], data_start: int, n_f
         if stored.start != end:
             what = "overlaps the one before it" if stored.start < end else "leaves a hole before it"
             found = f"{stored.start}: it {what}"
-            raise mismatch(f"{path}: tensor {name!r}", f"data at byte {end}", found)
+            raise mismatch(f"{path}: tensor {quoted(name)}", f"data at byte {end}", found)
         end = stored.stop
     if end != n_file:
         what = "truncated" if n_file < end else "too long"
@@ -265,5 +268,5 @@ def _compare_with_index(path: Path, header: dict[str, Stored], said_here: list[s
     for tensor in header:
         said = weight_map.get(tensor)
         if said != path.name:
-            expected = f"it in {said!r}, as {INDEX} says" if said else f"it in {INDEX}, too"
-            raise mismatch(f"{path}: tensor {tensor!r}", expected, "it here")
+            expected = f"it in {quoted(said)}, as {INDEX} says" if said else f"it in {INDEX}, too"
+            raise mismatch(f"{path}: tensor {quoted(tensor)}", expected, "it here")

@@ -1,6 +1,7 @@
 """Checkpoints: each layout is read as the safetensors library reads it, each wrong tensor named."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -181,6 +182,37 @@ def test_missing_misnamed_mistyped_and_misshapen_tensors_are_named(tmp_path, nam
     refused(tmp_path, repr(name), "F8_E4M3", ".safetensors")
     write_changed(tmp_path, reshape)
     refused(tmp_path, repr(name), "[1, ", ".safetensors")
+
+
+@pytest.mark.parametrize("n_predict", [None, 0, 1])
+def test_layers_that_predict_further_tokens_are_skipped(tmp_path, n_predict):
+    """Whether or not config.json counts them: not all of DeepSeek's kind do."""
+    values = tiny_config("deepseek")
+    values.pop("num_nextn_predict_layers")
+    if n_predict is not None:
+        values["num_nextn_predict_layers"] = n_predict
+    write_checkpoint(tmp_path, values, layout="deepseek")
+    with open_dir(tmp_path) as checkpoint:
+        assert not any(".layers.3." in name for name in checkpoint.tensors)
+
+
+def test_layers_beyond_the_last_are_not_skipped_for_nothing(tmp_path):
+    values = {**tiny_config(), "num_hidden_layers": 2}
+    write_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    refused(tmp_path, "model.layers.2.", "layers 0 to 1, as num_hidden_layers says", "eh_proj")
+
+
+@pytest.mark.parametrize(("n_layers", "n_experts"), [(4096, 64), (400, 600)])
+def test_a_model_of_far_more_tensors_than_there_are_is_refused_at_once(
+    tmp_path, n_layers, n_experts
+):
+    write_checkpoint(tmp_path)
+    values = {**tiny_config(), "num_hidden_layers": n_layers, "n_routed_experts": n_experts}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    begin = time.process_time()
+    refused(tmp_path, f"{n_layers} num_hidden_layers", f"{n_experts} n_routed_experts")
+    assert time.process_time() - begin < 1
 
 
 def test_tensors_that_the_model_does_not_have_are_named(tmp_path):

@@ -156,7 +156,7 @@ def test_inspect_is_a_report(capsys, tmp_path):
     out, err = capsys.readouterr()
     assert err == "" and "nothing is missing, nothing is extra" in out
     (path / "model-00002-of-000002.safetensors").unlink()
-    assert main(["--inspect", str(path)]) == 0
+    assert main(["--inspect", str(path)]) == 2
     assert "amiss: 1 files that cannot be used" in capsys.readouterr().out
     assert main(["--inspect", str(path / "nowhere")]) == 2
     out, err = capsys.readouterr()

@@ -6,13 +6,16 @@ import hashlib
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
-from checkpoints import LAYOUTS, tiny_config
+from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
+import k2ref
+from k2ref import CheckpointError
 from k2ref.config import Config, ConfigError, Yarn
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
@@ -220,6 +223,101 @@ def test_files_that_are_no_config_are_refused_by_path(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="config.json: "):
         Config.from_dir(tmp_path)
+
+
+COUNTS = [f.name for f in dataclasses.fields(Config) if f.type in (int, int | None)
+          and not f.name.endswith("_token_id")]  # fmt: skip
+FLOATS = [f.name for f in dataclasses.fields(Config) if f.type is float]
+
+
+@pytest.mark.parametrize("value", [10**5, 10**9, 2**53, 2**62, 10**400])
+@pytest.mark.parametrize("field", COUNTS)
+def test_no_count_makes_it_hang_or_swell(tmp_path, field, value):
+    begin, values = time.process_time(), {**tiny_config(), field: value}
+    write_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    try:
+        model = k2ref.load(tmp_path, threads=1)
+    except (ConfigError, CheckpointError) as error:
+        assert any(word in str(error) for word in (field, "tensor", "num_key_value_heads"))
+        assert len(str(error)) < 600
+    else:
+        assert field in ("max_position_embeddings", "moe_layer_freq", "num_nextn_predict_layers")
+        assert len(list(k2ref.generate(model, [1, 2], 2, stop_ids=[]))) == 2
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("value", [1e160, 1.7e308, 1e30, 5e-324, 1e-40, math.inf, math.nan])
+@pytest.mark.parametrize("field", [*FLOATS, *(f.name for f in dataclasses.fields(Yarn))])
+def test_no_number_overflows(field, value):
+    values = tiny_config()
+    at = values["rope_scaling"] if field in values["rope_scaling"] else values
+    at[field] = value
+    if field == "latent_norm_eps":  # not the file's
+        with pytest.raises(ConfigError, match=field):
+            dataclasses.replace(Config.from_dict(tiny_config()), latent_norm_eps=value)
+    else:
+        with pytest.raises(ConfigError, match=field):
+            Config.from_dict(values)
+
+
+@pytest.mark.parametrize("name", ["attention_factor", "truncate"])
+def test_other_yarn_is_refused_by_name(name):
+    values = tiny_config()
+    values["rope_scaling"][name] = {"attention_factor": 1.5, "truncate": False}[name]
+    with pytest.raises(ConfigError, match=f"^rope_scaling.{name}: "):
+        Config.from_dict(values)
+
+
+def test_end_ids_may_be_a_list():
+    for ids, found in (([258, 257], (258, 257)), ([], ()), (258, 258), (None, None)):
+        config = Config.from_dict({**tiny_config(), "eos_token_id": ids})
+        assert config.eos_token_id == found and hash(config)
+
+
+WRONG_IDS = [{}, [[2]], math.inf, math.nan, True, [True], 1.5, [1.5], "2", ["2"], -1, [-1], 512,
+             [258, 512], [None], 10**400, [{}], [1] * 257, [0] * 10**6]  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", WRONG_IDS)
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_what_is_no_token_id_is_refused(tmp_path, name, ids):
+    with pytest.raises(ConfigError, match=f"^{name}: expected") as error:
+        Config.from_dict({**tiny_config(), name: ids})
+    assert len(str(error.value)) < 400
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: ids}))
+    with pytest.raises(ConfigError, match="generation_config.json: "):
+        k2ref.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id"])
+def test_only_the_end_may_be_a_list(name):
+    with pytest.raises(ConfigError, match=f"^{name}: expected the id of a token, less"):
+        Config.from_dict({**tiny_config(), name: [1]})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("temperature", "hot"), ("temperature", True), ("temperature", -1), ("temperature", [1]),
+    ("top_p", {}), ("top_p", 0), ("top_p", "0.9"), ("top_k", 1.5), ("top_k", True), ("top_k", "5"),
+    ("top_k", -5), ("min_p", 2), ("repetition_penalty", 0), ("temperature", 10**400),
+])
+def test_settings_of_the_wrong_kind_are_refused_at_load(tmp_path, name, value):
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(ConfigError, match=f"generation_config.json: {name} must be"):
+        k2ref.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"hidden_size": 1e999}', '{"a": NaN}'])
+def test_files_that_python_alone_would_read_are_refused(tmp_path, text):
+    write_checkpoint(tmp_path, tokenizer=True)
+    for name in ("generation_config.json", "tokenizer_config.json", "config.json"):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            k2ref.load(tmp_path)
+        (tmp_path / name).write_text(before)
 
 
 json_values = st.recursive(

@@ -10,8 +10,10 @@ from checkpoints import LAYOUTS, random_tensors, tiny_config, write_checkpoint, 
 from hypothesis import given
 from hypothesis import strategies as st
 
+import k2ref
 from k2ref import ConfigError, inspection
 from k2ref.checkpoint import Checkpoint
+from k2ref.cli import main
 from k2ref.config import Config
 from k2ref.shards import INDEX, CheckpointError, open_shards
 
@@ -180,6 +182,81 @@ def test_what_is_sound_opens_and_what_is_not_does_not(sound, tmp_path_factory, d
         assert found.is_sound, found.faults
     assert ("amiss" in inspection.report(directory)) != found.is_sound
     shutil.rmtree(directory)
+
+
+def damage(directory, data):
+    """Do one or two of the things that happen to a directory."""
+    for _ in range(data.draw(st.integers(1, 2))):
+        file = directory / data.draw(st.sampled_from(
+            [FIRST, SECOND, INDEX, "config.json", "generation_config.json", "tokenizer_config.json",
+             "tiktoken.model"]))  # fmt: skip
+        how = data.draw(st.sampled_from(["bytes", "cut", "swap", "drop", "folder", "pointer"]))
+        content = bytearray(file.read_bytes()) if file.is_file() else bytearray(b"{}")
+        if how == "bytes":  # an early one is in the header, another may be in a weight_shape
+            at = data.draw(st.integers(0, min(20_000, max(0, len(content) - 1))))
+            content[at : at + 1] = bytes([data.draw(st.integers(0, 255))])
+        if how == "cut":
+            content = content[: data.draw(st.integers(0, len(content)))]
+        if how == "swap":
+            content = content.replace(b"32", b"64", 1)
+        if how == "pointer":
+            content = b"version https://git-lfs.github.com/spec/v1\n"
+        shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+        if how == "folder":
+            file.mkdir()
+        elif how != "drop":
+            file.write_bytes(content)
+
+
+@given(st.data())
+def test_what_is_sound_loads_and_what_loads_is_sound(tmp_path_factory, data):
+    """Files of every kind, damaged: `inspect` calls a directory sound where `load` takes it."""
+    directory = tmp_path_factory.mktemp("damaged")
+    layout = data.draw(st.sampled_from(["thinking", "deepseek"]))
+    write_checkpoint(directory, tokenizer=True, layout=layout)
+    (directory / "generation_config.json").write_text('{"eos_token_id": [258], "top_p": 0.9}')
+    damage(directory, data)
+    try:
+        k2ref.load(directory, threads=1)
+    except ValueError as error:
+        loads = error
+    else:
+        loads = True
+    try:
+        is_sound = inspection.inspect(directory).is_sound
+    except ValueError:
+        is_sound = False
+    assert is_sound == (loads is True), loads
+
+
+@pytest.mark.parametrize(("file", "text", "words"), [
+    ("generation_config.json", '{"eos_token_id": [[2]]}', "eos_token_id: expected"),
+    ("generation_config.json", '{"temperature": "hot"}', "temperature must be"),
+    ("tokenizer_config.json", "{}", "tokenizer_config.json: expected"),
+    ("tiktoken.model", "YQ==", "tiktoken.model, line 1"),
+])
+def test_the_small_files_are_looked_at(directory, capsys, file, text, words):
+    write_checkpoint(directory, tokenizer=True)
+    (directory / file).write_text(text)
+    found = inspection.inspect(directory)
+    assert not found.is_sound and words in found.bad_files[0]
+    assert main(["--inspect", str(directory)]) == 2
+    assert f"file: {file}" in capsys.readouterr().out
+
+
+def test_a_wrong_weight_shape_is_found_as_load_finds_it(directory):
+    name = "model.layers.1.mlp.experts.5.up_proj.weight_shape"
+    rewrite(directory, lambda tensors: tensors.update({name: ("I32", np.array([1, 2], "<i4"))}))
+    [fault] = inspection.inspect(directory).faults
+    assert (fault.kind, fault.name, fault.found) == ("wrong", name, "[1, 2]")
+    with pytest.raises(CheckpointError, match=name):
+        Checkpoint.open(directory, Config.from_dir(directory))
+
+
+def test_names_in_a_report_are_made_harmless(directory):
+    name = "model.\x1b[31m\u202e"
+    rewrite(directory, lambda tensors: tensors.update({name: ("BF16", np.zeros(2, np.uint16))}))
+    assert all(line.isprintable() for line in inspection.report(directory).splitlines())
 
 
 @given(st.sets(st.integers(0, 60)))

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import open_dir, refused
 
+import k2ref
 from k2ref.checkpoint import Checkpoint, CheckpointError
 from k2ref.config import Config
 
@@ -199,6 +200,44 @@ def test_holes_overlaps_and_duplicates_are_refused(tmp_path):
     for metadata in ([], {"format": 1}, "pt"):
         with pytest.raises(CheckpointError, match="__metadata__"):
             open_small(tmp_path, header={**make_header(SMALL_TENSORS), "__metadata__": metadata})
+
+
+def test_metadata_that_is_null_is_none(tmp_path):
+    open_small(tmp_path, header={**make_header(SMALL_TENSORS), "__metadata__": None}).close()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 96000000\n", "git lfs pull"),
+    (b"<!DOCTYPE html>\n<html><body>Log in</body></html>", "a page of HTML"),
+    (b"\n\n<html>" + b" " * 100, "a page of HTML"),
+])  # fmt: skip
+def test_what_stands_in_the_place_of_a_download_is_called_by_name(tmp_path, text, words):
+    for name in ("model.safetensors", "config.json", "tokenizer_config.json", "tiktoken.model",
+                 "generation_config.json", "model.safetensors.index.json"):
+        directory = tmp_path / name
+        write_checkpoint(directory, tokenizer=True, n_shards=2 if "index" in name else 1)
+        (directory / name).write_bytes(text)
+        with pytest.raises(ValueError, match=f"{name}: expected .*found .*{words}") as error:
+            k2ref.load(directory)
+        assert "download it again" in str(error.value)
+
+
+def test_errors_are_of_bearable_length(tmp_path):
+    long = "model.\x1b[31m" + "x" * 100_000
+    header = make_header(SMALL_TENSORS)
+    for change in ({long: {}}, {long: {"dtype": long, "shape": [0], "data_offsets": [0, 0]}},
+                   {long: {"dtype": "F32", "shape": [1] * 9999, "data_offsets": [0, 0]}},
+                   {"__metadata__": long}):
+        with pytest.raises(CheckpointError) as error:
+            open_small(tmp_path, header={**header, **change})
+        assert str(error.value).isprintable() and len(str(error.value)) < 1000
+    write_checkpoint(tmp_path / "index")
+    for weight_map in ({NORM: long}, {long: "x"}, {NORM: "x" * 300}):
+        (tmp_path / "index" / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": weight_map}))
+        with pytest.raises(CheckpointError) as error:
+            open_dir(tmp_path / "index")
+        assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 
 def test_data_that_is_not_aligned_is_refused(tmp_path):
