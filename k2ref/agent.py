@@ -199,7 +199,7 @@ class Agent:
         users = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not users:
             return None
-        question = self.messages[users[-1]]["content"]
+        question = self.messages[users[-1]].get("content") or ""
         self.messages = self.messages[: users[-1]]
         return question
 

@@ -643,6 +643,8 @@ def test_undo_and_system_messages(model):
     agent.set_system("Be long.")
     assert agent.undo() == "c" and agent.undo() == "a"
     assert agent.messages == [{"role": "system", "content": "Be long."}]
+    agent.messages.append({"role": "user"})  # as the template has it, nothing was asked
+    assert agent.undo() == ""
     agent.set_system("")  # an empty one is not the checkpoint's own
     assert agent.messages == [{"role": "system", "content": ""}]
     agent.set_system(None)

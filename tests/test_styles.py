@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from test_template import small_tokenizer
 
 import k2ref
 from k2ref import styles
+from k2ref.cli import main
 from k2ref.config import Config
 from k2ref.styles import STYLES, style_for, style_of
 
@@ -204,3 +206,47 @@ def test_style_for_is_by_default_the_tokenizer_s():
     tokenizer.style = "moonlight"
     assert style_for(tokenizer) is STYLES["moonlight"]
     assert style_for(tokenizer, "k2.5") is STYLES["k2.5"]
+
+
+# The command.
+
+@pytest.mark.parametrize("options, out", [
+    ([], "<think>\n"), (["--no-thinking"], ""), (["--preserve-thinking"], "<think>\n")])
+def test_the_command_asks_for_a_mode(capsys, options, out):
+    assert main(["--style", "k2.6", "--greedy", "--max-tokens", "3", *options, "37+58="]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(out) and ("<think>" in shown) == bool(out)
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--no-thinking"], "thinking=False: k2-thinking always thinks"),
+    (["--preserve-thinking"], "preserve_thinking: expected style k2.6, found k2-thinking"),
+    (["--style", "k2.7-code", "--no-thinking"], "thinking=False: k2.7-code always thinks"),
+    (["--style", "moonlight", "--tools", "calculator"], "tools: the template of moonlight"),
+    (["--style", "k3"], "--style: invalid choice: 'k3'"),
+    (["--raw", "--no-thinking"], "--raw uses no chat template"),
+    (["--raw", "--preserve-thinking"], "--raw uses no chat template"),
+])
+def test_the_command_refuses_a_mode_that_there_is_not(capsys, options, said):
+    assert main([*options, "hi"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.count("\n") == 1
+
+
+def test_the_command_says_what_it_took_a_checkpoint_for(tmp_path, capsys):
+    write(tmp_path, "k25")  # ended by <|im_end|>, and nothing else tells
+    options = ["--model", str(tmp_path), "--max-tokens", "2"]
+    assert main([*options, "hi"]) == 0
+    assert capsys.readouterr().err.startswith(
+        "k2ref: the files of the checkpoint leave open whether it is k2.6 or k2.7-code; it is ")
+    assert main([*options, "--style", "k2.7-code", "hi"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_page_of_an_answer_at_once_names_its_settings(tmp_path, capsys):
+    page = tmp_path / "run.html"
+    for options, is_instant in ((["--no-thinking"], True), ([], False)):
+        assert main(["--style", "k2.6", "--max-tokens", "2", "--show", str(page), *options,
+                     "hi"]) == 0
+        said = re.search(r"temperature\W+0\.6\b", page.read_text(encoding="utf-8"))
+        assert bool(said) == is_instant
