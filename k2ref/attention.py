@@ -50,8 +50,13 @@ class KVCache:
         self.dtype = dtype
         self.C, self.R = config.kv_lora_rank, config.qk_rope_head_dim
         n_rows = -(-self.capacity // KEY_BLOCK) * KEY_BLOCK
-        self.rows = [np.zeros((n_rows, _row_width(config)), CACHE_DTYPES[dtype])
-                     for _ in range(config.num_hidden_layers)]
+        try:
+            self.rows = [np.zeros((n_rows, _row_width(config)), CACHE_DTYPES[dtype])
+                         for _ in range(config.num_hidden_layers)]
+        except MemoryError as error:
+            raise ValueError(f"KVCache: the system does not reserve address space for "
+                             f"{self.capacity} tokens ({error}); give a smaller capacity, or "
+                             "fewer new tokens") from None
         self.length = 0
 
     def write(self, i, c_kv, k_rope):

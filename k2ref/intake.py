@@ -19,7 +19,7 @@ from collections import Counter
 
 # The most bytes of each kind of file; the official ones have 4 kB, 30 kB, 2.8 MB and 17 MB.
 MOST_CONFIG = 16_000_000  # lists of all 69,000 experts by name have been seen in config.json
-MOST_VOCABULARY = 64_000_000
+MOST_VOCABULARY = 16_000_000
 # That of the safetensors library for a header: https://github.com/huggingface/safetensors,
 # safetensors/src/tensor.rs, MAX_HEADER_SIZE.
 MOST_JSON = 100_000_000

@@ -26,6 +26,7 @@ import numpy as np
 import regex
 
 from k2ref import intake
+from k2ref.intake import quoted
 
 bpe = None
 if os.environ.get("K2REF_KERNELS") != "numpy":
@@ -169,7 +170,8 @@ def read_vocabulary(path):
                                  f"found {line[:60]!r}; {AGAIN}") from None
         if rank in tokens or token in ranks:
             raise TokenizerError(f"{path}, line {number}: expected a new token and a new rank, "
-                                 f"found {token!r} and {rank}, one of them not new; {AGAIN}")
+                                 f"found {quoted(token)} and {quoted(rank)}, one of them not new; "
+                                 f"{AGAIN}")
         tokens[rank], ranks[token] = token, rank
     missing = [f"rank {rank}" for rank in range(len(tokens)) if rank not in tokens]
     missing += [f"byte {byte:#04x}" for byte in range(256) if bytes([byte]) not in ranks]
@@ -193,14 +195,15 @@ def read_special_tokens(path, first):
         "".join(named.values()).encode()  # every name is a string, and one that has a UTF-8 form
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path}: expected JSON whose added_tokens_decoder gives ids their "
-                             f"content, found none ({error!r}); {AGAIN}") from None
+                             f"content, found none ({quoted(error)}); {AGAIN}") from None
     special_tokens = {}
     ids = range(first, first + N_SPECIAL)
     for id in sorted({*ids, *named}):
         name = named.get(id, f"<|reserved_token_{id}|>")
         if id not in ids or not name or name in special_tokens:
-            raise TokenizerError(f"{path}: expected names of {first} to {ids[-1]}, no two alike, "
-                                 f"found {name!r} for {id}; use the file of this tiktoken.model")
+            raise TokenizerError(f"{path}: expected names of {N_SPECIAL} control tokens, {first} "
+                                 f"to {ids[-1]}, no two alike, found {quoted(name)} for {quoted(id)}"
+                                 f", one of {len(named)} names; use the file of this tiktoken.model")
         special_tokens[name] = id
     return special_tokens
 

@@ -40,6 +40,11 @@ def test_cache_refuses_more_than_its_capacity(config):
     cache.write(0, np.ones((3, 32)), np.ones((3, 8)))
 
 
+def test_a_capacity_beyond_all_address_space_is_refused(config):
+    with pytest.raises(ValueError, match=f"KVCache: the system does not reserve .*{2**50}"):
+        KVCache(config, 2**50, expected=0)
+
+
 @pytest.mark.parametrize("capacity", [0, -1])
 def test_cache_refuses_no_capacity(config, capacity):
     with pytest.raises(ValueError, match="capacity of at least 1"):

@@ -230,6 +230,39 @@ def test_a_wrong_config_is_an_error(tmp_path, config, message):
     assert str(path) in str(error.value)
 
 
+def test_names_for_more_control_tokens_than_there_are(tmp_path):
+    path = vocabulary.write_directory(tmp_path, SMALL) / "tokenizer_config.json"
+    first = len(SMALL)
+    named = {str(first + i): {"content": f"<|{i}|>"} for i in range(300)}
+    path.write_text(json.dumps({"added_tokens_decoder": named}))
+    with pytest.raises(TokenizerError) as error:
+        Tokenizer.from_dir(tmp_path)
+    for words in ("256 control tokens", f"{first} to {first + 255}", "one of 300 names",
+                  f"'<|256|>' for {first + 256}"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text", [
+    '{"added_tokens_decoder": {"300": {"content": "\\ud800' + "x" * 10**5 + '"}}}',
+    '{"added_tokens_decoder": {"9999": {"content": "' + "\x7f" * 10**5 + '"}}}',
+    '{"added_tokens_decoder": {"' + "9" * 4000 + '": {"content": "a"}}}',
+    '{"added_tokens_decoder": {"' + "x" * 10**5 + '": {"content": "a"}}}',
+])  # fmt: skip
+def test_messages_about_names_are_short(tmp_path, text):
+    (vocabulary.write_directory(tmp_path, SMALL) / "tokenizer_config.json").write_text(text)
+    with pytest.raises(TokenizerError) as error:
+        Tokenizer.from_dir(tmp_path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 800
+
+
+def test_a_message_about_a_long_token_is_short(tmp_path):
+    path = vocabulary.write_directory(tmp_path, SMALL) / "tiktoken.model"
+    path.write_bytes(path.read_bytes() + line(3, b"\x1b" * 10**6))
+    with pytest.raises(TokenizerError, match="one of them not new") as error:
+        Tokenizer.from_dir(tmp_path)
+    assert len(str(error.value)) < 800
+
+
 @pytest.mark.parametrize("name", ["tiktoken.model", "tokenizer_config.json"])
 def test_a_missing_file_is_an_error(tmp_path, name):
     (vocabulary.write_directory(tmp_path, SMALL) / name).unlink()
