@@ -37,7 +37,7 @@ if os.environ.get("K2REF_KERNELS") != "numpy":
 
 N_SPECIAL = 256  # ids after the vocabulary that are control tokens, named or reserved
 MAX_CHARS, MAX_RUN = 400_000, 25_000
-AGAIN = "download the file again"
+AGAIN, OF_THIS = "download the file again", "use the file of this tiktoken.model"
 EXPECTED = "a file of the tokenizer"
 
 # The character sets of the split pattern. Letters without case are in UPPER and in LOWER.
@@ -202,8 +202,8 @@ def read_special_tokens(path, first):
         name = named.get(id, f"<|reserved_token_{id}|>")
         if id not in ids or not name or name in special_tokens:
             raise TokenizerError(f"{path}: expected names of {N_SPECIAL} control tokens, {first} "
-                                 f"to {ids[-1]}, no two alike, found {quoted(name)} for {quoted(id)}"
-                                 f", one of {len(named)} names; use the file of this tiktoken.model")
+                                 f"to {ids[-1]}, no two alike, found {quoted(name)} for "
+                                 f"{quoted(id)}, one of {len(named)} names; {OF_THIS}")
         special_tokens[name] = id
     return special_tokens
 

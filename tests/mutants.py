@@ -63,8 +63,6 @@ MUTANTS = [
            "total += n_tries(pattern, where)", "n_tries(pattern, where)", "test_quantization.py"),
     Mutant("names-that-come-twice-are-taken", "intake.py",
            "if len(values) < len(pairs):", "if False:", "test_intake.py"),
-    Mutant("pipes-are-waited-for", "intake.py",
-           "| getattr(os, \"O_NONBLOCK\", 0)", "", "test_intake.py"),
     Mutant("inspect-forgets-weight-shape", "inspection.py",
            "others += wrong_shapes(shards, bound)", "pass", "test_inspection.py"),
     Mutant("layers-beyond-the-last-are-all-skipped", "checkpoint.py",
