@@ -9,6 +9,7 @@ depend on it.
 Chapter 15.
 """
 
+import os
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,7 @@ class Residency:
         self.recent = OrderedDict()  # units in memory or under way, the oldest first
         self.epoch = 0
         self.reader_faults = 0
-        self.pool = ThreadPoolExecutor(readers, thread_name_prefix="k2ref-reader")
+        self.n_readers, self._pool, self._pool_of = readers, None, None
 
     def keep(self, units, on_progress=None):
         """Read units that stay; `on_progress(done, total)` counts bytes.
@@ -144,7 +145,16 @@ class Residency:
 
     def close(self):
         """Stop the readers."""
-        self.pool.shutdown(cancel_futures=True)
+        if self._pool_of == os.getpid():
+            self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def pool(self):
+        """The threads that read; a fork has none of those of before, and gets new ones."""
+        if self._pool_of != os.getpid():
+            self._pool = ThreadPoolExecutor(self.n_readers, thread_name_prefix="k2ref-reader")
+            self._pool_of = os.getpid()
+        return self._pool
 
     def _ask(self, missing, busy, arrived, at_least_one=False):
         """Send the readers for the next missing units, as far as there is room.

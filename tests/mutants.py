@@ -204,6 +204,8 @@ MUTANTS = [
            'side="left") + 1]', 'side="left")]', "test_sampling.py"),
     Mutant("the-budget-does-not-hold", "residency.py",
            "if excess > 0 and n_bytes and not by_force:", "if False:", "test_residency.py"),
+    Mutant("a-fork-waits-for-readers", "residency.py",
+           "if self._pool_of != os.getpid():", "if self._pool_of is None:", "test_stream.py"),
     Mutant("what-is-in-use-makes-room", "residency.py",
            "if unit not in busy:", "if True:", "test_residency.py"),
     Mutant("a-doubted-expert-is-taken-for-resident", "residency.py",

@@ -288,7 +288,7 @@ def test_softmax_sums_to_one_and_gives_nothing_to_minus_infinity(seed, S):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_trap_a_fork_after_products_makes_products_too(kernels):
-    x, w = activations(3, 5, 256), matrix("Int4", 260, 256, 3)
+    x, w = activations(3, 5, 1024), matrix("Int4", 2048, 1024, 3)  # a small one takes one thread
     expected = ops.linear(x, w, threads=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer Pythons warn of it

@@ -5,8 +5,10 @@ import dataclasses
 import errno
 import mmap
 import os
+import signal
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -83,6 +85,22 @@ def test_the_bits_are_the_same_at_every_budget(checkpoint_of, layout, extra, dat
     for n in data.draw(partitions(N)):
         got.append(k2ref.forward(model, IDS[cache.length:cache.length + n], cache))
     assert_same(np.concatenate(got), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_of_a_program_that_streams_streams_too(checkpoint_of):
+    path, expected = checkpoint_of("thinking")
+    model = load_with(path, least_room(path))
+    before = k2ref.forward(model, IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of it
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if np.array_equal(k2ref.forward(model, IDS), before) else 1)
+    assert_same(k2ref.forward(model, IDS), expected)
+    assert_same(before, expected)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
