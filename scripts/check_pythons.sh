@@ -9,7 +9,7 @@
 # which the registry has all that the tests need as wheels: a Python that is new lacks some for
 # months, and nobody who only follows the README should need other compilers than C's.
 # Needs root, on Debian or a relative of it. What this machine says about the network (resolv.conf,
-# certificates, settings of apt and pip) holds inside too.
+# certificates, settings of apt and pip) holds inside too. Exit status 3: not k2ref's fault.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" -eq 0 ] || { echo "check_pythons.sh: expected to be run by root, who may chroot"; exit 2; }
@@ -60,21 +60,26 @@ has_wheels() {  # PYTHON
 
 for wanted in "$@"; do
     suite=${wanted%%:*} root=$place/${wanted%%:*}
-    [ -e "$root" ] || unpack "$suite"
+    if [ ! -e "$root" ]; then
+        unpack "$suite" &  # not `unpack || ...`, in which bash would go on after an error
+        wait $! || { echo "$suite cannot be installed today"; exit 3; }
+    fi
     if [[ $wanted == *:* ]]; then
         python=${wanted#*:}
     else
         for python in $(cat "$root.pythons") none; do
+            [ "$python" != none ] || exit 3
             has_wheels "$python" && break
             echo "$suite: $python: not all that the tests need can be had as wheels yet:"
             grep ERROR "$root.log" || tail -n 3 "$root.log"
         done
     fi
     echo "$suite: $(inside "$python" --version) (of $(tr '\n' ' ' < "$root.pythons")) after $SECONDS s"
-    { echo "set -euo pipefail; cd /k2ref; rm -rf /venv; $python -m venv /venv; . /venv/bin/activate"
-      grep -m 2 '^pip install' README.md  # its two commands
-      echo 'python -m pytest -m thorough'
-    } > "$root/run.sh"
-    inside bash -x /run.sh
+    mapfile -t commands < <(grep -m 2 '^pip install' README.md; echo 'python -m pytest -m thorough')
+    inside sh -c "rm -rf /venv && $python -m venv /venv"
+    for command in "${commands[@]}"; do
+        echo "$suite: $command (after $SECONDS s)"
+        inside bash -euo pipefail -c "cd /k2ref; . /venv/bin/activate; $command"
+    done
     echo "$suite: done after $SECONDS s"
 done
