@@ -588,7 +588,9 @@ def test_wherever_it_is_interrupted_every_call_has_a_result_and_what_was_said_is
 
     _, events = run_to(1000)
     assert isinstance(events[-1], Ended)
-    for n in range(1, len(events) + 1):
+    ends = [n for n, event in enumerate(events, 1)  # of each run of events of one kind
+            if type(event) not in map(type, events[n:n + 1])]
+    for n in ends:
         messages, events = run_to(n)
         calls = [call["id"] for message in messages for call in message.get("tool_calls", [])]
         results = [message for message in messages if message["role"] == "tool"]
