@@ -53,7 +53,7 @@ class KVCache:
         try:
             self.rows = [np.zeros((n_rows, _row_width(config)), CACHE_DTYPES[dtype])
                          for _ in range(config.num_hidden_layers)]
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:  # NumPy's own limit is a ValueError
             raise ValueError(f"KVCache: the system does not reserve address space for "
                              f"{self.capacity} tokens ({error}); give a smaller capacity, or "
                              "fewer new tokens") from None

@@ -40,9 +40,10 @@ def test_cache_refuses_more_than_its_capacity(config):
     cache.write(0, np.ones((3, 32)), np.ones((3, 8)))
 
 
-def test_a_capacity_beyond_all_address_space_is_refused(config):
-    with pytest.raises(ValueError, match=f"KVCache: the system does not reserve .*{2**50}"):
-        KVCache(config, 2**50, expected=0)
+@pytest.mark.parametrize("capacity", [2**50, 2**60, 2**62])
+def test_a_capacity_beyond_all_address_space_is_refused(config, capacity):
+    with pytest.raises(ValueError, match=f"KVCache: the system does not reserve .*{capacity}"):
+        KVCache(config, capacity, expected=0)
 
 
 @pytest.mark.parametrize("capacity", [0, -1])
