@@ -152,7 +152,7 @@ def _by_template(path):
     if KIMI in text or not (is_instant or keeps or "tools_ts_str" in text):
         return ["k2-thinking"]
     if not is_instant:
-        return ["k2.7-code"]
+        return ["k2.7-code", "k2.5"]  # the latter should have it, and is known by its config.json
     return ["k2.6"] if keeps else ["k2.5"]
 
 

@@ -96,7 +96,14 @@ def test_the_template_says_most(tmp_path, style, name, flat, place):
     text = TEMPLATES[style]
     text = json.dumps({"chat_template": text}) if place.endswith("json") else text
     (tmp_path / place).write_text(text)
+    if style == "k2.7-code" and name == "Kimi-K2-Thinking":
+        style = "k2.7-code or k2.5"  # there is nothing in it that says which
     assert told(official(name, flat), tmp_path) == (style, [])
+
+
+def test_what_a_template_lacks_makes_no_other_model_of_k2_5(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["k2.7-code"])
+    assert told(official("Kimi-K2.5"), tmp_path) == ("k2.5", [])
 
 
 def test_an_older_template_of_k2_thinking_has_no_system_message(tmp_path):
