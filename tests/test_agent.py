@@ -168,8 +168,8 @@ def test_no_tool_is_run_but_the_one_that_is_named(model, monkeypatch, prompts):
 
 # Calls that are cut off.
 
-def effects_of(model, monkeypatch, *replies, **options):
-    """Run a tool with effects and defaults on these replies."""
+def effects_of(model, monkeypatch, *replies, cut=None, **options):
+    """Run a tool with effects and defaults on these replies; the limit ends the one cut off."""
     run = []
 
     def wipe(path: str = "/") -> str:
@@ -177,7 +177,11 @@ def effects_of(model, monkeypatch, *replies, **options):
         run.append(path)
         return "wiped"
 
-    script(monkeypatch, model, *replies)
+    scripted = script(monkeypatch, model, *replies)
+    if cut:
+        ids = model.tokenizer.encode(cut, allow_special=True)
+        scripted.ids = itertools.chain(ids, scripted.ids)
+        options["max_new_tokens"] = len(ids)
     agent = Agent(model, [wipe], **options)
     return run, agent, list(agent.run("go"))
 
@@ -188,16 +192,8 @@ WIPE = calling(("functions.wipe:0", '{"path": "/tmp"}'))
 @pytest.mark.parametrize("cut", ["<|tool_call_argument_begin|>", '{"path"', '{"path": "/tmp"}'])
 def test_a_call_that_the_limit_cuts_off_is_told_and_not_run(model, monkeypatch, prompts, cut):
     """Trap: the tool ran with its defaults."""
-    kept = WIPE[:WIPE.index(cut) + len(cut)]
-    n = len(model.tokenizer.encode(kept, allow_special=True))
-    # The next reply begins where the first one was cut.
-    run, agent, events = effects_of(model, monkeypatch, answer("sorry"), max_new_tokens=n)
-    assert run == []
-    scripted = script(monkeypatch, model)
-    scripted.ids = itertools.chain(
-        model.tokenizer.encode(kept, allow_special=True), scripted.encode(answer("sorry")))
-    agent = Agent(model, agent.toolbox.functions.values(), max_new_tokens=n)
-    events = list(agent.run("go"))
+    cut = WIPE[:WIPE.index(cut) + len(cut)]
+    run, agent, events = effects_of(model, monkeypatch, answer("sorry"), cut=cut)
     assert run == [] and events[-1] == Ended("stop", 1)
     (result,), (call,) = of_type(events, ToolResult), calls_of(events)
     assert result.failure == "cut off" and not call.complete
