@@ -53,10 +53,10 @@ class Printer:
         """Write what a reply's events say."""
         for event in events:
             if isinstance(event, Held):
-                if self.stream.isatty() and not self.hide_thinking:
+                if not self.hide_thinking:
                     self._continue("held", event.text)
             elif isinstance(event, Thinking | Content) and self.section == "held":
-                # What it is, of the same text: it is on the screen already.
+                # What it is, of the same text: it is out already. A pipe gets </think> after it.
                 self.section = "thinking" if isinstance(event, Thinking) else "content"
             elif isinstance(event, Thinking):
                 if not self.hide_thinking:

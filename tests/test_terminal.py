@@ -52,17 +52,20 @@ def test_a_pipe_gets_thinking_between_tags_and_no_escape():
     assert shown(io.StringIO(), REPLY) == "<think>\nLet me see.\n</think>\n\nIt is 95.\n"
 
 
-@pytest.mark.parametrize("kind, then, text", [
-    (Thinking, [Content("b")], "a b\n\nb\n"), (Content, [], "a b\n"),
-    (Content, [CallBegin(0, "f:0", "f"), CallEnd(0)], "a b\n\ntool call: f \n"),
+@pytest.mark.parametrize("kind, then, text, end", [
+    (Thinking, [Content("b")], "a b\n\nb\n", "</think>\n\nb\n"), (Content, [], "a b\n", ""),
+    (Content, [CallBegin(0, "f:0", "f"), CallEnd(0)], "a b\n\ntool call: f \n",
+     "\ntool call: f \n"),
 ])
-def test_what_may_be_thinking_is_shown_at_once_to_a_person_and_once(kind, then, text):
-    held = [Held("\na"), Held(" b")]
-    known = [kind("\na b"), *then]
+def test_what_may_be_thinking_is_shown_at_once_and_once(kind, then, text, end):
+    """In a pipe, too: the answer is what follows </think>, if it comes, and all if it does not."""
+    held, known = [Held("\na"), Held(" b")], [kind("\na b"), *then]
     assert undimmed(shown(Screen(), [*held, *known])) == text
-    assert undimmed(shown(Screen(), held)) == "a b\n"
-    for stream, options in ((io.StringIO, {}), (Screen, {"hide_thinking": True})):
-        assert shown(stream(), [*held, *known], **options) == shown(stream(), known, **options)
+    assert shown(io.StringIO(), [*held, *known]) == "a b\n" + end
+    assert undimmed(shown(Screen(), held)) == shown(io.StringIO(), held) == "a b\n"
+    for stream in (io.StringIO, Screen):
+        assert shown(stream(), [*held, *known], hide_thinking=True) == shown(
+            stream(), known, hide_thinking=True)
 
 
 @pytest.mark.parametrize("name, value", [("NO_COLOR", "1"), ("TERM", "dumb")])
