@@ -7,6 +7,9 @@
         print(event)
 """
 
+from k2ref import endings  # noqa: F401  first, as what follows takes a while: Ctrl-C may come
+
+# isort: split
 from k2ref import events, ops, quant, trace
 from k2ref.agent import Agent
 from k2ref.attention import KVCache

@@ -239,7 +239,7 @@ def attend_numpy(q, cache_rows, start, softmax_scale, C, threads=None):
 def _attend_kernel(q, cache_rows, start, softmax_scale, C, threads):
     context = np.empty((*q.shape[:2], C), np.float32)
     ops.kernels.attend(q, cache_rows, context, start, softmax_scale,
-                       threads or ops.default_threads())
+                       ops.n_threads(threads))
     return context
 
 

@@ -11,16 +11,17 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
-from k2ref import __version__, inspection, ops, options, plan
+from k2ref import __version__, endings, inspection, ops, options, plan
 from k2ref.agent import Agent
-from k2ref.dialogue import Dialogue, note
+from k2ref.atomic import require_file
+from k2ref.dialogue import Dialogue
 from k2ref.generate import default_settings, generate
 from k2ref.model import load
 from k2ref.options import UsageError
 from k2ref.recording import Recording
+from k2ref.screen import let_go, note, report, say
 from k2ref.terminal import Printer, Stopwatch, progress, streamed
 from k2ref.tokenizer import Decoder, TokenizerError
 from k2ref.tools import load_tools
@@ -28,24 +29,35 @@ from k2ref.tools import load_tools
 LARGE_CACHE = 1e9  # bytes: a cache that may become larger is announced
 
 
-class Terminated(BaseException):
-    """Unwind after SIGTERM as KeyboardInterrupt does after SIGINT."""
-
-
 def main(argv=None):
     """Run the command with these arguments, by default the program's; return its exit status."""
     try:
-        with _sigterm_unwinds():
-            return _run(options.parser().parse_args(argv))
+        with endings.unwinding():
+            status = _status(argv)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except endings.Terminated as end:
+        status = 128 + end.number
+    # What a stream that failed still holds is thrown away, or Python would complain at exit.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            let_go(stream)
+    return status
+
+
+def _status(argv):
+    """Do the work; tell what is wrong in a sentence, and with a number."""
+    try:
+        _take_streams()
+        status = _run(options.parser().parse_args(argv))
+        sys.stdout.flush()
+        return status
     except SystemExit as done:  # --help
         return done.code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Terminated:
-        return 128 + signal.SIGTERM
     except BrokenPipeError:
-        # Python would complain when it flushes the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, which Windows does not name
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -54,17 +66,31 @@ def main(argv=None):
         return _complain(str(error) or "not enough memory")
 
 
+def _take_streams():
+    """See that there is somewhere to write to; what is opened later must not take that place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed by whoever started this
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        raise UsageError("the standard output is closed, so nothing could be shown; to throw it "
+                         f"away, send it to {os.devnull}")
+    if hasattr(sys.stdout, "reconfigure"):  # a stdout that cannot say a character says "?"
+        sys.stdout.reconfigure(errors="replace")
+
+
 def _run(args):
     if args.version:
-        print(f"k2ref {__version__} (kernels: {ops.kernels_name()})")
+        say(f"k2ref {__version__} (kernels: {ops.kernels_name()})")
         return 0
     path = args.model if args.model is not None else os.environ.get("K2REF_MODEL") or None
     if args.inspect is not None:
         found = inspection.inspect(args.inspect)
-        print(inspection.describe(found))
+        say(inspection.describe(found))
         return 0 if found.is_sound else 2
     if args.plan:
-        print(plan.report(path, args.memory, args.threads, args.cache or "float32"))
+        say(plan.report(path, args.memory, args.threads, args.cache or "float32"))
         return 0
     if args.raw and (args.system is not None or args.hide_thinking or args.tools or args.session
                      or args.transcript or args.no_thinking or args.preserve_thinking):
@@ -90,11 +116,10 @@ def _run(args):
     if model.tokenizer is None:
         raise TokenizerError(f"{path}: there is no tiktoken.model, which turns text into tokens; "
                              "download it from the checkpoint's page")
-    if hasattr(sys.stdout, "reconfigure"):  # a stdout that cannot say a character says "?"
-        sys.stdout.reconfigure(errors="replace")
     recording = _recording(model, prompt, args, settings)
     model = recording.model if recording else model
-    settings.update(max_new_tokens=args.max_tokens, seed=args.seed)
+    most, context = args.max_tokens, model.config.max_position_embeddings
+    settings.update(max_new_tokens=most and min(most, context), seed=args.seed)
     try:
         if args.raw:
             _continue_text(model, prompt, args, settings, recording)
@@ -104,7 +129,8 @@ def _run(args):
             _dialogue(model, functions, args, settings, recording).ask(prompt)
     finally:
         if recording:
-            recording.save()
+            with endings.signals.held():
+                recording.save()
     return 0
 
 
@@ -135,6 +161,8 @@ def _dialogue(model, functions, args, settings, recording):
         if args.cache not in (None, dtype):
             raise UsageError(f"--cache {args.cache}: the cache in {args.session} is {dtype}; leave "
                              "the option out, or begin another session")
+    if args.session:
+        require_file(args.session)
     if args.system is not None:
         agent.set_system(args.system)
     if args.transcript:
@@ -184,7 +212,7 @@ def _continue_text(model, prompt, args, settings, recording):
             printer.write(decoder.flush())
             printer.close()
             if args.stats:
-                print(watch.report(model), file=sys.stderr)
+                report(watch.report(model))
 
 
 def _prompt(args):
@@ -202,22 +230,6 @@ def _prompt(args):
         raise UsageError("the prompt is empty")
     options.check_text("the prompt", prompt)
     return prompt
-
-
-@contextmanager
-def _sigterm_unwinds():
-    def unwind(number, frame):
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, unwind)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(message):

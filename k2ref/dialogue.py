@@ -11,8 +11,10 @@ from contextlib import ExitStack, closing
 
 from k2ref import session
 from k2ref.agent import Transcript
+from k2ref.endings import signals
 from k2ref.events import Done, Ended, Hidden, Prompt
 from k2ref.options import UsageError, check_text
+from k2ref.screen import note, report, say
 from k2ref.terminal import Printer, Stopwatch, progress, streamed
 
 HELP = """\
@@ -58,11 +60,17 @@ class Dialogue:
             with ExitStack() as bar, closing(self.agent.run(question)) as run:
                 for event in self._noted(run, bar):
                     printer.show([event])
-        finally:
             printer.close()
-            if self.stats and self.watch.n_begun:
-                print(self.watch.report(self.agent.model), file=sys.stderr)
-            self.keep()
+        finally:
+            # Nobody may read what is still to be shown, so what was said is kept first; and again,
+            # if the first of all signals comes now.
+            try:
+                self.keep()
+            finally:
+                self.keep()
+                printer.close()
+                if self.stats and self.watch.n_begun:
+                    report(self.watch.report(self.agent.model))
 
     def _noted(self, run, bar):
         """Pass the agent's events on, with a bar while a prompt is read and notes where needed."""
@@ -108,11 +116,14 @@ class Dialogue:
         self._follow()
 
     def keep(self):
-        """Write session and transcript, if there is anything new."""
-        self._follow()
-        if self.session and not self._is_kept:
-            self._save(self.session)
-        self._is_kept = True
+        """Write session and transcript, if there is anything new. Signals wait meanwhile."""
+        with signals.held():
+            try:
+                self._follow()
+            finally:
+                if self.session and not self._is_kept:
+                    self._save(self.session)
+            self._is_kept = True
 
     def _follow(self):
         if self.transcript:
@@ -128,8 +139,11 @@ class Dialogue:
         Raises: what `session.load` raises; then nothing has changed.
         """
         context, state, remark = session.load(path, self.agent.model)
+        if "messages" not in state:
+            raise session.SessionError(f"{path}: expected the messages of a conversation, found "
+                                       "none; give another file")
         self.agent.context = context
-        self.agent.messages, self.agent.n_hidden = state["messages"], state["n_hidden"]
+        self.agent.messages, self.agent.n_hidden = state["messages"], state.get("n_hidden", 0)
         if remark:
             note(remark)
 
@@ -150,10 +164,11 @@ class Dialogue:
         try:
             line = input("> ").strip()
         except EOFError:
-            print()
+            say()
             return False
         except KeyboardInterrupt:
-            print()
+            signals.go_on()
+            say()
             return True
         try:
             if line.startswith("/") and not line.startswith("//"):
@@ -161,6 +176,7 @@ class Dialogue:
             if line:
                 self.ask(line.removeprefix("/"))
         except KeyboardInterrupt:
+            signals.go_on()
             note("stopped")
         except BrokenPipeError:
             raise
@@ -181,7 +197,7 @@ class Dialogue:
         return True
 
     def _help(self, _):
-        print(HELP)
+        say(HELP)
 
     def _system(self, text):
         if text:
@@ -190,57 +206,63 @@ class Dialogue:
             self._is_kept = False
         first = self.agent.messages[:1]
         is_set = first and first[0]["role"] == "system"
-        print(first[0]["content"] if is_set else "(the checkpoint's own)")
+        say(text_of(first[0]) if is_set else "(the checkpoint's own)")
 
     def _tools(self, _):
         for tool in self.agent.toolbox.declarations:
             function = tool["function"]
-            print(f"{function['name']}({', '.join(function['parameters']['properties'])}): "
+            say(f"{function['name']}({', '.join(function['parameters']['properties'])}): "
                   f"{function.get('description', '')}")
         if not self.agent.toolbox.declarations:
-            print("(none; --tools gives some)")
+            say("(none; --tools gives some)")
         for failure, n in self.agent.failures.items():
-            print(f"{failure}: {n}")
+            say(f"{failure}: {n}")
 
     def _stats(self, _):
         if self.watch and self.watch.n_begun:
-            print(self.watch.report(self.agent.model))
+            say(self.watch.report(self.agent.model))
         context = self.agent.context
-        print(f"context  {context.cache.length} of {context.limit} tokens, {context.cache.dtype}")
+        say(f"context  {context.cache.length} of {context.limit} tokens, {context.cache.dtype}")
 
     def _save_as(self, path):
         if not path and not self.session:
             raise UsageError("/save needs the name of a file")
         self._save(path or self.session)
-        print(f"saved {self.agent.context.cache.length} tokens")
+        say(f"saved {self.agent.context.cache.length} tokens")
 
     def _load_from(self, path):
         if not path:
             raise UsageError("/load needs the name of a file")
         self.load(path)
         self._is_kept = False
-        print(f"loaded {len(self.agent.messages)} messages, "
+        say(f"loaded {len(self.agent.messages)} messages, "
               f"{self.agent.context.cache.length} tokens")
 
     def _retry(self, _):
-        question = self.agent.undo()
+        question = self._take_back()
         if question is None:
             raise UsageError("there is no question to ask again")
         if self.agent.seed is not None:
             self.agent.seed += 1  # or the answer would be the same
         self.ask(question)
 
-    def _undo(self, _):
+    def _take_back(self):
+        """Forget the last question; return its text, or None if there is none."""
         question = self.agent.undo()
+        return question and text_of({"content": question})
+
+    def _undo(self, _):
+        question = self._take_back()
         if question is None:
             raise UsageError("there is nothing to undo")
         self._is_kept = False
-        print(f"forgotten: {question}")
+        say(f"forgotten: {question}")
 
 
-def note(message):
-    """Say something about the work, not part of it, on standard error, in one line."""
-    print("k2ref:", " ".join(message.split()), file=sys.stderr)
+def text_of(message):
+    """Return what a message says; a session that another program wrote may say it in parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _edit_lines():

@@ -18,6 +18,7 @@ from k2ref import layout
 from k2ref.checkpoint import Fault, compare, unused_finder, wrong_shapes
 from k2ref.config import Config
 from k2ref.model import read_small_files
+from k2ref.screen import line
 from k2ref.shards import CheckpointError, Stored, collector_paused, list_files, open_shard
 
 COLUMNS = {
@@ -118,9 +119,9 @@ def _title(i: Inspection) -> str:
     quantized = (c.quantization_config or {}).get("format") or (
         c.quantization_config or {}).get("quant_method")
     return "\n".join([
-        str(i.path),
-        f"{c.model_type}, {c.num_hidden_layers} layers, {experts}, "
-        f"{_count(c.n_parameters)} weights, {quantized or 'not quantized'}",
+        line(i.path),
+        f"{line(c.model_type)}, {c.num_hidden_layers} layers, {experts}, "
+        f"{_count(c.n_parameters)} weights, {line(quantized or 'not quantized')}",
         f"{i.n_files} files, {len(i.found):,} tensors, {n_bytes:,} bytes of data "
         f"({n_bytes / (1 << 30):.1f} GiB)"])
 
@@ -219,8 +220,8 @@ def _amiss(i: Inspection) -> str:
 def _shorten(lines: list[str]) -> list[str]:
     """Cut lines to the width of the page, and the list to a length that is read."""
     more = [f"and {len(lines) - MAX_LINES} lines more"] if len(lines) > MAX_LINES else []
-    plain = (line if line.isprintable() else ascii(line)[1:-1] for line in lines[:MAX_LINES])
-    return ["  " + (line if len(line) <= 98 else line[:95] + "...") for line in [*plain, *more]]
+    lines = [line(text) for text in [*lines[:MAX_LINES], *more]]
+    return ["  " + (text if len(text) <= 98 else text[:95] + "...") for text in lines]
 
 
 def _without_numbers(name: str) -> str:

@@ -83,8 +83,7 @@ def load(path=None, threads=None, memory=None, lock=False, on_progress=None, sty
     a budget that is too small; ChatError for a style that is none.
     """
     path = EMBEDDED if path is None else Path(path)
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads: expected a positive whole number, found {threads!r}")
+    threads = ops.n_threads(threads)
     ops.kernels_name()  # refuses a K2REF_KERNELS that this machine cannot run
     config = Config.from_dir(path)
     tokenizer, defaults = read_small_files(path, config, style)
@@ -104,7 +103,7 @@ def load(path=None, threads=None, memory=None, lock=False, on_progress=None, sty
         norm=checkpoint.vector("model.norm.weight", (D,)),
         lm_head=checkpoint.weight("lm_head", (W, D)),
         checkpoint=checkpoint,
-        threads=threads or ops.default_threads(),
+        threads=threads,
         generation_defaults=defaults,
     )
     if stream:

@@ -10,10 +10,15 @@ not promise that, and agree within a bound.
 Chapter 05.
 """
 
+import operator
 import os
 from pathlib import Path
 
 import numpy as np
+
+from k2ref.intake import quoted
+
+MOST_THREADS = 4096  # more than any machine has cores; a hundred thousand end most of them
 
 
 class _Unavailable:
@@ -78,6 +83,23 @@ def default_threads():
     return len(cores)
 
 
+def n_threads(threads=None):
+    """Return how many threads to use: as many as were asked for, or one for each core.
+
+    Raises: ValueError for a number that is none, or that no system would start.
+    """
+    if threads is None:
+        return default_threads()
+    try:
+        n = operator.index(threads)
+    except TypeError:
+        n = 0
+    if not 0 < n <= MOST_THREADS:
+        raise ValueError(f"threads: expected a positive whole number, at most {MOST_THREADS}, "
+                         f"found {quoted(threads)}")
+    return n
+
+
 def linear(x, w, threads=None):
     """Multiply activations by a weight as it is stored: y = x W^T.
 
@@ -102,7 +124,7 @@ def linear_many(products, threads=None):
     if kernels is None:
         return [linear_numpy(x, w) for x, w in products]
     jobs = [(x, w, np.empty((len(x), w.shape[0]), np.float32), False) for x, w in products]
-    kernels.linear(jobs, threads or default_threads())
+    kernels.linear(jobs, n_threads(threads))
     return [y for _, _, y, _ in jobs]
 
 
@@ -123,7 +145,7 @@ def linear_heads(x, weights, transposed=False, threads=None, out=None):
             out[:, h] = x[:, h] @ (matrix if transposed else matrix.T)
     else:
         jobs = [(x[:, h], w, out[:, h], transposed) for h, w in enumerate(weights)]
-        kernels.linear(jobs, threads or default_threads())
+        kernels.linear(jobs, n_threads(threads))
     return out
 
 

@@ -7,15 +7,22 @@ Chapter 00.
 """
 
 import argparse
+import math
 import threading
 
 from k2ref.agent import MAX_STEPS
 from k2ref.atomic import require_file
 from k2ref.attention import CACHE_DTYPES
 from k2ref.demonstration import DEMONSTRATION
+from k2ref.intake import quoted
+from k2ref.ops import MOST_THREADS
 from k2ref.sampling import Settings
+from k2ref.screen import say
 from k2ref.styles import STYLES
 from k2ref.tools import TIMEOUT_S
+
+MOST_NUMBER = 2 ** 1000
+MOST_GIGABYTES = 1e9  # of memory; no machine has a billion
 
 HELP = """\
 examples:
@@ -37,7 +44,8 @@ functions with type hints and docstrings are what the model may call. Read it fi
 process of its own, which is ended when a call takes too long or you interrupt it.
 
 exit status: 0 after an answer, 2 after a mistake in options, directory or checkpoint, 130 after
-Ctrl-C, 143 after a request to terminate, 141 when nobody reads the output any more.
+Ctrl-C, 143 after a request to terminate, 129 when the terminal was closed, 141 when nobody reads
+the output any more. Ctrl-C once more while the conversation is kept waits, a third one does not.
 """
 
 
@@ -47,6 +55,12 @@ class UsageError(ValueError):
 
 class Parser(argparse.ArgumentParser):
     """Parse options; a mistake is one sentence, without the usage in front of it."""
+
+    color = False  # of Python 3.14: the help is the same everywhere
+
+    def print_help(self, file=None):
+        """Show the help where all else is shown."""
+        say(self.format_help().rstrip("\n"))
 
     def error(self, message):
         raise UsageError(f"{message} (--help lists the options)")
@@ -102,7 +116,7 @@ def parser():
     group.add_argument("--seed", metavar="N", type=_at_least(0),
                        help="repeat the same choices (default: fresh ones)")
     group = parser.add_argument_group("how it runs and what is shown")
-    group.add_argument("--threads", metavar="N", type=_at_least(1),
+    group.add_argument("--threads", metavar="N", type=_at_least(1, MOST_THREADS),
                        help="default: one for each core")
     group.add_argument("--memory", metavar="GB", type=_gigabytes,
                        help="the most memory to use for weights, cache and all (default: most of "
@@ -173,13 +187,16 @@ def check_text(what, text):
         raise UsageError(f"{what} is not valid UTF-8 at character {error.start}") from None
 
 
-def _at_least(low):
-    """Make a converter of options to whole numbers from `low` on."""
+def _at_least(low, most=MOST_NUMBER):
+    """Make a converter of options to whole numbers from `low` to `most`."""
 
     def convert(text):
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"expected a whole number >= {low}, found {text!r}")
-        return int(text)
+        # Python refuses to read very long numbers, and a longer one is too large in any case.
+        n = int(text[:2000]) if text.isdecimal() else None
+        if n is not None and low <= n <= most:
+            return n
+        most_shown = f"2**{most.bit_length() - 1}" if most == MOST_NUMBER else most
+        raise _unfit(f"a whole number >= {low}", most_shown, n is not None and n > most, text)
 
     return convert
 
@@ -198,21 +215,24 @@ def _one_of(names):
 
 def _seconds(text):
     """Convert a number of seconds."""
-    try:
-        time_s = float(text)
-        if 0 < time_s <= threading.TIMEOUT_MAX:
-            return time_s
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected a number of seconds > 0, found {text!r}")
+    return _number(text, "a number of seconds > 0", threading.TIMEOUT_MAX)
 
 
 def _gigabytes(text):
     """Convert a number of gigabytes to bytes."""
+    return int(_number(text, "a number of gigabytes > 0", MOST_GIGABYTES) * 1e9)
+
+
+def _number(text, what, most):
     try:
-        n_bytes = float(text) * 1e9
-        if 0 < n_bytes < float("inf"):
-            return int(n_bytes)
+        number = float(text)
     except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected a number of gigabytes > 0, found {text!r}")
+        number = math.nan
+    if 0 < number <= most:
+        return number
+    raise _unfit(what, f"{most:.3g}", most < number < math.inf, text)
+
+
+def _unfit(what, most, is_large, text):
+    limit = f" and <= {most}" if is_large else ""
+    return argparse.ArgumentTypeError(f"expected {what}{limit}, found {quoted(text)}")

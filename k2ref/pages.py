@@ -29,6 +29,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from k2ref.screen import line
 from k2ref.shards import CheckpointError
 
 try:
@@ -92,7 +93,7 @@ class File:
         if status.st_size != len(self.bytes):
             raise self._changed(status.st_size)
         if _faults is not None:
-            _faults.watch(self.address, len(self.bytes), os.fsencode(self.path))
+            _faults.watch(self.address, len(self.bytes), line(self.path).encode())
         elif not faulthandler.is_enabled() and sys.__stderr__ is not None:
             faulthandler.enable(sys.__stderr__)  # not compiled: Python's own words for a bad page
 

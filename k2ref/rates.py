@@ -39,7 +39,7 @@ def measure(path=None, threads=None, formats=("bf16", "int4")) -> Rates:
 
     Raises: OSError where a file cannot be read
     """
-    threads = threads or ops.default_threads()
+    threads = ops.n_threads(threads)
     # Before the others have used much memory.
     rate, idle, rounds = disk.measure(path, threads) if path else (None, disk.Idle(), None)
     return Rates(memory(threads), {format: kernels(format, threads) for format in formats}, rate,

@@ -12,20 +12,15 @@ import statistics
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from k2ref import memory
+from k2ref import memory, screen
 from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Held, Thinking, ToolResult
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 WAIT_S = 1.0  # what takes no longer than this shows no bar
 REDRAW_S = 1.0
 MAX_SHOWN = 2000  # characters of a tool's result; the model gets all of it
-
-# On a terminal a control character is shown, not obeyed: whatever the model says, the screen is
-# the user's. Unicode has a picture for each of the first 32 and for DEL; C1 gets a blank box.
-PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
-PICTURES |= {0x7F: 0x2421, ord("\r"): None} | {code: 0x25A1 for code in range(0x80, 0xA0)}
 
 
 def may_dim(stream):
@@ -44,7 +39,7 @@ class Printer:
         self.stream = stream
         self.dim = may_dim(stream)
         self.hide_thinking = hide_thinking
-        self.pictures = PICTURES if stream.isatty() else {}
+        self.is_screen, self.before = stream.isatty(), ""
         self.section = None  # "thinking", "content" or "call" once its first character is out
         # A call and its result are of one section: one belongs under the other.
         self.newlines = 2  # line ends that stand at the end; the start counts as a blank line
@@ -78,8 +73,9 @@ class Printer:
                 self.write(f"{what}: {event.content[:MAX_SHOWN]}{rest}\n")
 
     def write(self, text, before="", after=""):
-        """Write text as it is, control characters made harmless on a terminal."""
-        text = text.translate(self.pictures)
+        """Write text as it is; on a terminal, as it may be shown."""
+        if self.is_screen:
+            self.before, text = (self.before + text)[-screen.FLAG:], screen.shown(text, self.before)
         if text:
             # Noted first, so that an interruption while writing leaves a line that `close` ends.
             ends = len(text) - len(text.rstrip("\n"))
@@ -88,8 +84,9 @@ class Printer:
             self.stream.flush()
 
     def close(self):
-        """End the last line."""
-        self._gap(1)
+        """End the last line. That nobody takes it is told by whoever flushes the stream."""
+        with suppress(OSError):
+            self._gap(1)
 
     def _continue(self, section, text):
         if self.section != section:
@@ -123,7 +120,7 @@ def progress(stream, label, total=None, unit="token", note=lambda: ""):
     The bar goes away when the work is done. As long as no total is known it is a label with the
     elapsed time; what `note` returns stands at its end, asked anew every second.
     """
-    if not stream.isatty():
+    if stream is None or not stream.isatty():
         yield lambda done, total=None: None
         return
     from tqdm import tqdm  # not needed, so not imported, where nobody watches

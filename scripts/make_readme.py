@@ -23,11 +23,11 @@ from k2ref import plan  # noqa: E402
 from k2ref.config import Config  # noqa: E402
 
 # What a reader meets, in the order in which it makes sense; headers of C go with their module.
-ORDER = """intake atomic fields quant quantization layout config shards checkpoint _bpe tokenizer
-styles declarations template events reply history _kernels ops sampling memory rope attention moe
-trace _faults pages meter residency stream model inspection disk rates plan generate readings show
-recording conversation session demonstration schema results toolchild toolprocess tools agent
-terminal options dialogue cli""".split()
+ORDER = """endings screen intake atomic fields quant quantization layout config shards checkpoint
+_bpe tokenizer styles declarations template events reply history _kernels ops sampling memory rope
+attention moe trace _faults pages meter residency stream model inspection disk rates plan generate
+readings show recording conversation session demonstration schema results toolchild toolprocess
+tools agent terminal options dialogue cli""".split()
 HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_tiles.h", "_terms.h",
                         "_linear_tiles.h", "_attend_tiles.h", "_integers.h",
                         "_integer_tiles.h", "_linear_integers.h", "_paths.h"],

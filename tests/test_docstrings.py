@@ -31,9 +31,9 @@ SIZES = {  # no two letters alike, and C + R a multiple of 16, for a cache row i
 
 # They take or give no single arrays: settings, weights by name, lists of products, tokens.
 WITHOUT_ARRAYS = {
-    "kernels_name", "missing_kernels", "default_threads", "linear_many", "bind", "bind_mlp",
-    "bind_moe", "bind_layer", "default_settings", "default_stop_ids", "generate", "require_memory",
-    "check_settings", "whole",
+    "kernels_name", "missing_kernels", "default_threads", "n_threads", "linear_many", "bind",
+    "bind_mlp", "bind_moe", "bind_layer", "default_settings", "default_stop_ids", "generate",
+    "require_memory", "check_settings", "whole",
 }  # fmt: skip
 
 

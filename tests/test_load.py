@@ -43,7 +43,7 @@ def test_load_refuses_a_vocabulary_larger_than_the_model(tmp_path):
         k2ref.load(write_checkpoint(tmp_path, config, tokenizer=True))
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", 4097, 2 ** 31, 2 ** 64, 10 ** 4000])
 def test_load_refuses_threads_that_are_no_number(threads):
     with pytest.raises(ValueError, match="threads: expected a positive whole number"):
         k2ref.load(threads=threads)
