@@ -50,9 +50,9 @@ def _value(node):
         return UNARY[type(node.op)](_value(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
         a, b = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Pow) and math.log2(abs(a) + 1) * abs(b) > MAX_BITS:
-            raise ValueError("the result is too large")
         try:
+            if isinstance(node.op, ast.Pow) and math.log2(abs(a) + 1) * abs(b) > MAX_BITS:
+                raise ValueError("the result is too large")
             return _number(BINARY[type(node.op)](a, b))
         except OverflowError:
             raise ValueError("the result is too large") from None

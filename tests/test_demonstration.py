@@ -5,7 +5,7 @@ import math
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from k2ref.demonstration import calculator, lookup
@@ -66,6 +66,7 @@ expressions = st.recursive(
     | st.builds("{}{}".format, st.sampled_from(["-", "+", "~", "("]), inner), max_leaves=30)
 
 
+@example("0**" + "9" * 400)
 @given(expressions | st.text() | st.text(st.sampled_from("0123456789.,eExXobBfF_+-*/%() '\"\\^if"))
        | st.builds(lambda n, a, b: a * n + "1" + b * n, st.integers(0, 500),
                    st.sampled_from(["(", "-", "2**", "1-(", "9*"]), st.sampled_from([")", ""])))
