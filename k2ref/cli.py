@@ -26,6 +26,7 @@ from k2ref.terminal import Printer, Stopwatch, progress, streamed
 from k2ref.tokenizer import Decoder, TokenizerError
 from k2ref.tools import load_tools
 
+MOST_PROMPT = 16_000_000  # bytes; 262,144 tokens of text are about one million
 LARGE_CACHE = 1e9  # bytes: a cache that may become larger is announced
 
 
@@ -224,7 +225,11 @@ def _prompt(args):
             return None
         raise UsageError('there is no prompt; give one: python -m k2ref "What is 37+58?"')
     else:
-        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        data = sys.stdin.buffer.read(MOST_PROMPT + 1)
+        if len(data) > MOST_PROMPT:
+            raise UsageError(f"the prompt has more than {MOST_PROMPT:,} bytes, which no context "
+                             "holds; shorten it")
+        prompt = data.decode("utf-8", "surrogateescape")
         prompt = prompt if args.raw else prompt.removesuffix("\n").removesuffix("\r")
     if not prompt:
         raise UsageError("the prompt is empty")

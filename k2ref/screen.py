@@ -23,6 +23,7 @@ import re
 import sys
 from contextlib import suppress
 
+MOST_NOTE = 1500  # characters
 BOX = 0x25A1
 UNSEEN = (*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x2070),
           *range(0xFFF9, 0xFFFC))
@@ -67,7 +68,10 @@ def report(text):
 
 def note(message):
     """Say something about the work, not part of it, on standard error, in one line."""
-    report("k2ref: " + line(" ".join(message.split())))
+    text = line(" ".join(message.split()))
+    if len(text) > MOST_NOTE:  # a file's name may be as long as somebody likes
+        text = f"{text[:MOST_NOTE // 2]} ... {text[-MOST_NOTE // 2:]}"
+    report(f"k2ref: {text}")
 
 
 def let_go(stream):

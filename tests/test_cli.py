@@ -1,8 +1,10 @@
 """The command: what it prints in a pipe, what its options do, and how it takes mistakes."""
 
 import json
+import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,19 @@ def test_a_wrong_prompt_through_a_pipe(stdin, expected):
                           env=environment())
     assert done.returncode == 2 and done.stdout == b""
     assert expected in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero")
+@pytest.mark.parametrize("source, expected", [
+    (b"", "the prompt is empty"),
+    (b"x y " * 250_000, "leaves no room for an answer in the context of 262144"),
+    ("/dev/zero", "the prompt has more than 16,000,000 bytes")])
+def test_a_prompt_that_no_context_holds_is_refused_at_once(source, expected):
+    with (open(source, "rb") if isinstance(source, str) else tempfile.TemporaryFile()) as file:
+        if isinstance(source, bytes):
+            file.write(source)
+            file.seek(0)
+        done = subprocess.run(command("--max-tokens", "3"), stdin=file, capture_output=True,
+                              timeout=60, env=environment())
+    assert done.returncode == 2 and done.stdout == b"" and done.stderr.count(b"\n") == 1
+    assert expected in done.stderr.decode()

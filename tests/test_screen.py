@@ -232,6 +232,12 @@ def test_a_note_is_one_line_and_never_fails(monkeypatch):
     assert stream.getvalue() == "k2ref: a b ␛[2J\nc\n"
 
 
+def test_a_note_has_an_end(capsys):
+    assert main(["--model", "/" + "a" * 5000, "x"]) == main(["--session", "b" * 5000, "x"]) == 2
+    for text in capsys.readouterr().err.splitlines():
+        assert len(text) < 1600 and " ... " in text and text.startswith("k2ref: ")
+
+
 class Broken(io.StringIO):
     """A stream that nobody takes anything from."""
 
