@@ -108,7 +108,8 @@ STYLES = tuple(template.STYLES)
 # Replies: whole, in a stream, and cut into other tokens.
 
 def begin_reply(base):
-    return {"tokenizer": tokenizer(base), "ids": [], "tools": copy.deepcopy(TOOLS)}
+    return {"tokenizer": tokenizer(base), "ids": [], "tools": copy.deepcopy(TOOLS),
+            "max_new_tokens": 10**4}
 
 
 def marker(state, rng):
@@ -125,12 +126,11 @@ def any_id(state, rng):
 
 def call(state, rng):
     """Write a call, of which something may be missing."""
-    pieces = [SECTION_BEGIN, CALL_BEGIN, rng.choice(IDS), ARGUMENT_BEGIN, rng.choice(ARGUMENTS),
-              CALL_END, SECTION_END]
+    id, arguments = rng.choice(IDS[:6] + IDS), rng.choice(ARGUMENTS[:3] * 4 + ARGUMENTS)
+    pieces = [SECTION_BEGIN, CALL_BEGIN, id, ARGUMENT_BEGIN, arguments, CALL_END, SECTION_END]
     if rng.random() < 0.5:
         del pieces[rng.randrange(len(pieces))]
-    if rng.random() < 0.2:
-        del pieces[rng.randrange(len(pieces)):]
+    del pieces[rng.randrange(2 * len(pieces)):]
     encode = state["tokenizer"].encode
     state["ids"] += [id for piece in pieces for id in encode(piece, piece.startswith("<|"))]
 
@@ -168,9 +168,8 @@ def parse(state, where):
 # Prompts: no text makes a control token.
 
 def begin_prompt(base):
-    arguments = '{"a": 1}'
     call = {"id": "functions.add:0", "type": "function",
-            "function": {"name": "add", "arguments": arguments}}
+            "function": {"name": "add", "arguments": '{"a": 1}'}}
     return {"style": base, "tools": copy.deepcopy(TOOLS), "messages": [
         {"role": "system", "content": "s"}, {"role": "user", "name": "n", "content": "u"},
         {"role": "assistant", "content": "", "reasoning_content": "r", "tool_calls": [call]},
@@ -202,15 +201,14 @@ def harmless(value):
 
 def prompt(state, where):
     """Render a conversation; its control tokens are those of a harmless one."""
-    made, options = tokenizer(state["style"]), {}
-    if state["style"] in ("k2.5", "k2.6"):
-        options["declare"] = "typescript"
+    made = tokenizer(state["style"])
     special = set(made.special_tokens.values())
-    control = [[id for id in k2ref.render(made, change(state["messages"]), change(state["tools"]),
-                                          **options) if id in special]
-               for change in (copy.deepcopy, harmless)]
-    if control[0] != control[1]:
-        raise Failure("wrong", "a control token that somebody wrote")
+    for declare in template.DECLARATIONS:
+        ours, theirs = ([id for id in k2ref.render(
+            made, change(state["messages"]), change(state["tools"]), declare=declare)
+            if id in special] for change in (copy.deepcopy, harmless))
+        if ours != theirs:
+            raise Failure("wrong", "a control token that somebody wrote")
     return "works"
 
 
@@ -231,10 +229,6 @@ class Script:
         return Choice(next(self.ids, self.end), 0.0, [])
 
 
-def begin_agent(base):
-    return {"tokenizer": tokenizer(base), "ids": [], "max_new_tokens": 10**4}
-
-
 def end(state, rng):
     """Let the model end its reply here, and begin another."""
     state["ids"].append(state["tokenizer"].special_id(END))
@@ -247,36 +241,42 @@ def limit(state, rng):
 
 def run_agent(state, where):
     """Let a scripted model loose on tools."""
-    embedded = k2ref.load()
-    model = dataclasses.replace(embedded, tokenizer=state["tokenizer"])
-    script = Script(model, state["ids"])
+    model = dataclasses.replace(k2ref.load(), tokenizer=state["tokenizer"])
+    script, written, calls = Script(model, state["ids"]), [], []
     generate = sys.modules[k2ref.generate.__module__]
     generate.forward, generate.sample = script.forward, script.sample
-    agent = k2ref.Agent(model, FUNCTIONS, max_steps=3, timeout_s=3,
+    agent = k2ref.Agent(model, FUNCTIONS, max_steps=3, timeout_s=3, on_token=written.append,
                         max_new_tokens=state["max_new_tokens"])
-    calls, reason = [], None
     for event in agent.run("hello"):
         if isinstance(event, events.Prompt):
-            calls = []
+            written.clear()
+            calls.clear()
         elif isinstance(event, events.ToolCall):
             calls.append(event)
-        elif isinstance(event, events.Done):
-            reason, results = event.finish_reason, iter(calls)
         elif isinstance(event, events.ToolResult):
-            _check_result(event, next(results), reason == "length" and event is calls[-1])
+            _check_result(event, calls.pop(0), not calls and _is_open(model.tokenizer, written))
     _check_history(agent.messages)
     json.dumps(agent.messages)
     k2ref.render(model.tokenizer, agent.messages, agent.toolbox.declarations)
     return "works"
 
 
-def _check_result(result, call, was_cut):
-    ran = result.failure in (None, "tool error", "time-out")
-    letters = re.sub(r"(?i)functions?|call|tool|[^a-z]", "", call.id)
-    if ran and letters and result.name not in call.id:
-        raise Failure("wrong", "a tool that was not named is run", f"{call}, {result}")
+def _is_open(tokenizer, ids):
+    """Tell whether the last call of a reply has begun its arguments and not ended them."""
+    at = {name: max((i for i, id in enumerate(ids) if id == tokenizer.special_id(name)), default=-1)
+          for name in (ARGUMENT_BEGIN, CALL_END, SECTION_END, CALL_BEGIN)}
+    return at[ARGUMENT_BEGIN] == max(at.values())
+
+
+def _check_result(result, call, is_open):
+    """Hold what was run to what was called: by its name, and to the end."""
+    letters = re.sub(r"(?i)functions?|call|tool|[^a-z]", "", call.id)  # none in a bare counter
     if result.failure == "time-out":
         raise Failure("wrong", "a tool that ends counts as a time-out", repr(call))
+    if is_open and result.failure in (None, "tool error"):
+        raise Failure("wrong", "a call that is not closed is run", f"{call}, {result}")
+    if letters and result.name not in call.id and result.failure in (None, "tool error"):
+        raise Failure("wrong", "a tool that was not named is run", f"{call}, {result}")
 
 
 def _check_history(messages):
@@ -292,12 +292,13 @@ def _check_history(messages):
     if waiting:
         raise Failure("wrong", "a call without a result", repr(messages))
 
+
 KINDS = {
     "reply": Kind((*STYLES, "few names"), {
         "marker": marker, "text": text, "id": any_id, "call": call, "no tools": no_tools},
         begin_reply, parse, most=12),
     "agent": Kind(STYLES, {
         "marker": marker, "text": text, "call": call, "end": end, "limit": limit},
-        begin_agent, run_agent, most=12),
+        begin_reply, run_agent, most=12),
     "prompt": Kind(STYLES, {"say": say, "spoil": spoil}, begin_prompt, prompt, most=8),
 }

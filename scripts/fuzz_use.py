@@ -149,7 +149,7 @@ def messages(files, rng):
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         state = json.loads(text)
         state["messages"] = damage(state["messages"], rng, lambda rng: copy.deepcopy(
-            rng.choice(OBJECTS + TEXTS)))
+            rng.choice((*OBJECTS, *(text[:999] for text in TEXTS)))))
         _sealed(files, json.dumps(state).encode(), rows)
 
 
@@ -191,27 +191,27 @@ def go_on(files, where):
 NUMBERS = ("0", "-1", "1", "2", "3.5", "1e5", "1e999", "nan", "-inf", "", "x", "9" * 20, "9" * 5000,
            "2147483648", "١٢", "²", "1_0", " 1", "0x10", "100000", "\x1b[31m", "\ud800")
 FILES = ("new", "", ".", "/dev/full", "/dev/null", "/dev/zero", "none/x", "a" * 5000, "\x1b[31m",
-         "fifo", "s", "tools.py", "bad.py", "calculator", "\udcff", "model")
+         "s", "tools.py", "bad.py", "calculator", "\udcff", "model")
 OPTIONS = {
     **dict.fromkeys(("--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--seed",
                      "--threads", "--memory", "--max-steps", "--keep-turns", "--tool-timeout"),
                     NUMBERS),
-    **dict.fromkeys(("--model", "--session", "--tools", "--transcript", "--trace", "--show",
-                     "--inspect"), FILES),
+    **dict.fromkeys(("--transcript", "--trace", "--show"), FILES),
+    **dict.fromkeys(("--model", "--session", "--tools", "--inspect"), (*FILES, "fifo")),
     **dict.fromkeys(("--system", "--trace-only", "--cache", "--no-such"), (*TEXTS, "bf16", "*")),
     **dict.fromkeys(("--raw", "--greedy", "--lock", "--stats", "--hide-thinking", "--version"), ()),
 }
 
 
 def begin_command(base):
-    return {"argv": [base] if base.startswith("-") else ["--max-tokens", "2", "--", base]}
+    return {"argv": ["--max-tokens", "2", base]}
 
 
 def option(state, rng):
     """Give an option, with a value if it takes one, or without."""
     name = rng.choice(sorted(OPTIONS))
     values = [rng.choice(OPTIONS[name])] if OPTIONS[name] and rng.random() < 0.95 else []
-    state["argv"][:0] = [name, *values]
+    state["argv"][:0] = [name, *values]  # what comes later counts, so an answer is always short
 
 
 def question(state, rng):
