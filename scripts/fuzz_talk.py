@@ -72,10 +72,7 @@ def fail(error):
 
 
 def nested():
-    value = []
-    for _ in range(99_999):
-        value = [value]
-    return value
+    return functools.reduce(lambda value, _: [value], range(99_999), [])
 
 
 RESULTS = (
@@ -103,6 +100,7 @@ def tokenizer(style):
 
 
 STYLES = tuple(template.STYLES)
+WITH_TOOLS = tuple(name for name, style in template.STYLES.items() if not style.plain)
 
 
 # Replies: whole, in a stream, and cut into other tokens.
@@ -156,9 +154,8 @@ def parse(state, where):
     if k2ref.parse(tokenizer, bytewise, tools=declared) != whole:
         raise Failure("wrong", "a reply that depends on how its text is cut into tokens")
     names = {tool["function"]["name"] for tool in declared or ()}
-    for one in whole.tool_calls:
-        if one.name and one.name not in names and one.name not in one.id:
-            raise Failure("wrong", "a call by a name that nobody gave", repr(one))
+    if any(one.name not in {*names, ""} and one.name not in one.id for one in whole.tool_calls):
+        raise Failure("wrong", "a call by a name that nobody gave", repr(whole.tool_calls))
     messages = [{"role": "user", "content": "x"}, history.message_of(whole)]
     with contextlib.suppress(k2ref.ChatError):
         k2ref.render(tokenizer, history.rename_calls(messages), declared)
@@ -170,12 +167,13 @@ def parse(state, where):
 def begin_prompt(base):
     call = {"id": "functions.add:0", "type": "function",
             "function": {"name": "add", "arguments": '{"a": 1}'}}
+    if base not in WITH_TOOLS:
+        return {"style": base, "tools": None, "messages": [{"role": "user", "content": "u"}]}
     return {"style": base, "tools": copy.deepcopy(TOOLS), "messages": [
         {"role": "system", "content": "s"}, {"role": "user", "name": "n", "content": "u"},
         {"role": "assistant", "content": "", "reasoning_content": "r", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "functions.add:0", "name": "add", "content": "2"},
-        {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
-    ]}
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}
 
 
 def say(state, rng):
@@ -217,13 +215,12 @@ def prompt(state, where):
 class Script:
     """Stand for the model: `forward` moves the cache on, and `sample` says what was drawn."""
 
-    def __init__(self, model, ids):
-        self.n_words, self.ids = model.config.vocab_size, iter(ids)
-        self.end = model.tokenizer.special_id(END)
+    def __init__(self, tokenizer, ids):
+        self.end, self.ids = tokenizer.special_id(END), iter(ids)
 
     def forward(self, model, ids, cache, **_):
         cache.length += len(ids)
-        return np.zeros((1, self.n_words), np.float32)
+        return np.zeros((1, model.config.vocab_size), np.float32)
 
     def sample(self, *_, **__):
         return Choice(next(self.ids, self.end), 0.0, [])
@@ -242,7 +239,7 @@ def limit(state, rng):
 def run_agent(state, where):
     """Let a scripted model loose on tools."""
     model = dataclasses.replace(k2ref.load(), tokenizer=state["tokenizer"])
-    script, written, calls = Script(model, state["ids"]), [], []
+    script, written, calls = Script(model.tokenizer, state["ids"]), [], []
     generate = sys.modules[k2ref.generate.__module__]
     generate.forward, generate.sample = script.forward, script.sample
     agent = k2ref.Agent(model, FUNCTIONS, max_steps=3, timeout_s=3, on_token=written.append,
@@ -270,7 +267,7 @@ def _is_open(tokenizer, ids):
 
 def _check_result(result, call, is_open):
     """Hold what was run to what was called: by its name, and to the end."""
-    letters = re.sub(r"(?i)functions?|call|tool|[^a-z]", "", call.id)  # none in a bare counter
+    letters = re.sub(r"(?i)functions|[^a-z]", "", call.id)  # none in a bare counter
     if result.failure == "time-out":
         raise Failure("wrong", "a tool that ends counts as a time-out", repr(call))
     if is_open and result.failure in (None, "tool error"):
@@ -297,7 +294,7 @@ KINDS = {
     "reply": Kind((*STYLES, "few names"), {
         "marker": marker, "text": text, "id": any_id, "call": call, "no tools": no_tools},
         begin_reply, parse, most=12),
-    "agent": Kind(STYLES, {
+    "agent": Kind(WITH_TOOLS, {
         "marker": marker, "text": text, "call": call, "end": end, "limit": limit},
         begin_reply, run_agent, most=12),
     "prompt": Kind(STYLES, {"say": say, "spoil": spoil}, begin_prompt, prompt, most=8),
