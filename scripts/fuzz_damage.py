@@ -137,7 +137,7 @@ def damage(value, rng, hostile, twice=None):
     action = rng.choice(("put", "put", "put", "near", "remove", "add", "rename", "swap", "twice"))
     if action == "near" and type(spot[key]) in (int, float):
         n = spot[key]
-        spot[key] = rng.choice((n + 1, n - 1, 2 * n, -n, float(n), str(n), [n], n / 2))
+        spot[key] = rng.choice((n + 1, n - 1, 2 * n, -n, n // 2, [n], str(n), bool(n)))
     elif action == "remove":
         del spot[key]
     elif action == "add" and isinstance(spot, list):

@@ -108,11 +108,10 @@ def weights(files, rng):
         words = np.frombuffer(data, "<u2", n, start)
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
         return
-    if n and rng.random() < 0.3:
-        words[:] = np.frombuffer(rng.randbytes(2 * n), "<u2")
-    elif n:
-        first = rng.randrange(n) * (rng.random() < 0.7)
-        words[first:first + rng.choice((1, 2, 64, n))] = rng.choice(WORDS)
+    if n:
+        start, n = rng.randrange(n), rng.choice((1, 1, 2, 64, n))
+        here = words[start:start + n]
+        here[:] = rng.choice((np.frombuffer(rng.randbytes(here.nbytes), "<u2"), *WORDS))
     files[name] = _joined(text, bytes(data))
 
 
@@ -247,7 +246,7 @@ KINDS = {
     "checkpoint": Kind(tuple(f"new-{layout}" for layout in checkpoints.LAYOUTS) + tuple(
         sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())),
         {"field": field, "header": header, "length": length, "weights": weights, **ON_FILES},
-        begin, load),
+        begin, load, most=3),
     "tokenizer": Kind(("new-thinking", "vocabulary"),
                       {"line": line, "names": names, **ON_FILES}, begin_tokenizer, tokenize),
 }
