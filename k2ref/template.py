@@ -246,7 +246,7 @@ def _check_fields(message, where, is_last):
                         "the tool_call_id of the call")
     if message.get("tool_calls") and role != "assistant":
         raise ChatError(f"{where}.tool_calls: expected them in a message of the assistant, found "
-                        f"the role {role!r}")
+                        f"the role {quoted(role)}")
     if partial is not None and not isinstance(partial, bool):
         raise ChatError(f"{where}.partial: expected True or False, found {quoted(partial)}")
     # Trap: a message to be continued that is closed like any other is answered, not continued.
@@ -265,7 +265,8 @@ def check_options(style, thinking, preserve_thinking, declare="json", add_genera
         if not isinstance(value, bool):
             raise ChatError(f"{name}: expected True or False, found {quoted(value)}")
     if declare not in DECLARATIONS:
-        raise ChatError(f"declare: expected one of {', '.join(DECLARATIONS)}, found {declare!r}")
+        raise ChatError(f"declare: expected one of {', '.join(DECLARATIONS)}, found "
+                        f"{quoted(declare)}")
     if not thinking and style.thinks and not style.instant:
         raise ChatError(f"thinking=False: {style.name} always thinks; use style k2.5, k2.6 or "
                         "k2-instruct with their checkpoints")

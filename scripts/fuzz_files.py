@@ -143,8 +143,9 @@ def line(files, rng):
     i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
     token, _, rank = lines[i].partition(b" ")
     lines[i] = rng.choice((
-        b"", token, lines[j], rank + b" " + token, token + b"  " + rank, token + b"\r " + rank,
-        token[:-1] + b" " + rank, b"==== " + rank, token + b"\xef\xbc\x91 " + rank,
+        b"", token, lines[j], (b"YWFh" * 9999 + b" 1\n") * 2, rank + b" " + token,
+        token + b"  " + rank, token + b"\r " + rank, token[:-1] + b" " + rank,
+        b"==== " + rank, token + b"\xef\xbc\x91 " + rank,
         *(token + b" " + n for n in (b"-1", b"0", b"1e3", b"0x1", b"1_0", b"9" * 5000, b"9" * 18)),
     ))  # fmt: skip
     files[VOCABULARY] = b"\n".join(lines)

@@ -134,7 +134,7 @@ def call(state, rng):
 
 
 def no_tools(state, rng):
-    state["tools"] = rng.choice((None, [], copy.deepcopy(TOOLS[:1])))
+    state["tools"] = rng.choice((None, [], TOOLS[:1]))
 
 
 def parse(state, where):
@@ -214,7 +214,6 @@ def prompt(state, where):
 
 class Script:
     """Stand for the model: `forward` moves the cache on, and `sample` says what was drawn."""
-
     def __init__(self, tokenizer, ids):
         self.end, self.ids = tokenizer.special_id(END), iter(ids)
 
@@ -238,8 +237,8 @@ def limit(state, rng):
 
 def run_agent(state, where):
     """Let a scripted model loose on tools."""
-    model = dataclasses.replace(k2ref.load(), tokenizer=state["tokenizer"])
-    script, written, calls = Script(model.tokenizer, state["ids"]), [], []
+    model, written, calls = dataclasses.replace(k2ref.load(), tokenizer=state["tokenizer"]), [], []
+    script = Script(model.tokenizer, state["ids"])
     generate = sys.modules[k2ref.generate.__module__]
     generate.forward, generate.sample = script.forward, script.sample
     agent = k2ref.Agent(model, FUNCTIONS, max_steps=3, timeout_s=3, on_token=written.append,

@@ -1,6 +1,7 @@
 """The fuzzer can fail: planted faults are counted as what they are, and a seed means its cases."""
 
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -149,3 +150,14 @@ def test_a_short_run_finds_nothing():
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-2].split()[0] == "all"
+
+
+def test_the_recorded_run_is_of_todays_cases_and_found_nothing():
+    record = json.loads((SCRIPT.parent.parent / "docs/data/fuzz.json").read_text())
+    assert record["cases"] >= 10_000 and record["kinds"] == list(fuzz.KINDS)
+    digest = hashlib.sha256()
+    for number in range(record["cases"]):
+        digest.update(repr(fuzz.draw(record["seed"], number)).encode())
+    assert digest.hexdigest() == record["drawn"], "record the run again, as chapter 16 says"
+    assert sum(sum(counts.values()) for counts in record["counts"].values()) == record["cases"]
+    assert not any(counts.get(end) for counts in record["counts"].values() for end in fuzz.BAD)

@@ -256,6 +256,7 @@ def said_by_assistant(content, **fields):
     (user(tools=[{"type": "function"}]), r"\.tools: .* the whole conversation"),
     ([{"role": "function", "name": "f", "content": "1"}], "the role 'function'; use the role 'too"),
     (user(tool_calls=[{"id": "a"}]), r"\.tool_calls: .* of the assistant, found the role 'user'"),
+    ([{"role": "u" * 9999, "tool_calls": [{"id": "a"}]}], "^.{0,300}$"),
     (user(partial=True), r"messages\[0\]\.partial: expected it in the last message, of the assis"),
     ([said_by_assistant("a", partial=True), *user()], r"messages\[0\]\.partial: expected it in"),
     ([{**calling({"id": "a"})[0], "partial": True}], r"\.partial: .* without tool_calls"),
