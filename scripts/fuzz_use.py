@@ -32,7 +32,8 @@ def begin_tool(base):
 
 def arguments(state, rng):
     """Change the arguments as JSON."""
-    state["arguments"] = damage_json(state["arguments"].encode(), rng).decode(errors="replace")
+    state["arguments"] = damage_json(state["arguments"].encode(errors="replace"), rng).decode(
+        errors="replace")
 
 
 def other_arguments(state, rng):
