@@ -193,8 +193,8 @@ class Fuzzer:
         """Run a case; a failure of a kind that was not seen is made small and kept."""
         end = self.end_of(case)
         self.counts.setdefault(case.kind, Counter())[end.outcome] += 1
-        self.most["bytes"] = max(self.most["bytes"], end.n_bytes)
-        self.most["time_s"] = max(self.most["time_s"], end.time_s)
+        self.most["n_bytes"] = max(self.most["n_bytes"], end.n_bytes)
+        self.most["longest_s"] = max(self.most["longest_s"], round(end.time_s, 1))
         key = (case.kind, *end[:3])
         if end.outcome in BAD:
             known = self.kept.get(key)
@@ -266,8 +266,8 @@ def main(argv=None):
             tqdm.write(f"case {number}, {case.kind}: {' '.join(end[:3])}")
     time_s = time.monotonic() - start
     print(fuzzer.table())
-    print(f"{args.cases} cases in {time_s:.0f} s, the longest {fuzzer.most['time_s']:.1f} s, the "
-          f"largest {fuzzer.most['bytes'] / 1e6:.0f} MB")
+    print(f"{args.cases} cases in {time_s:.0f} s, the longest {fuzzer.most['longest_s']:.1f} s, the "
+          f"largest {fuzzer.most['n_bytes'] / 1e6:.0f} MB")
     for key, case in fuzzer.kept.items():
         print(*key, case, sep=" | ")
     if args.record:

@@ -94,7 +94,7 @@ def judge(error):
     if isinstance(error, Failure):
         return End(error.outcome, error.what, _innermost(error.__context__ or error)[0], message)
     if isinstance(error, MemoryError):
-        return End("memory", type(error).__name__, frame, message)
+        return End("memory", "MemoryError", frame, message)  # NumPy has one of its own
     # A plain ValueError is k2ref's own where k2ref raises it, and an accident where it passes by.
     if isinstance(error, OWN) or type(error) is ValueError and is_raised:
         try:

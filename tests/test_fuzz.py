@@ -50,7 +50,7 @@ PLANTED = {
     "a crash": (lambda where: os.kill(os.getpid(), signal.SIGSEGV), "signal", "SIGSEGV", ""),
     "a hang": (lambda where: time.sleep(60), "hang", "", ""),
     "2 GB": (swell, "memory", "", ""),
-    "no memory": (lambda where: np.ones(1 << 50), "memory", "_ArrayMemoryError", ""),
+    "no memory": (lambda where: np.ones(1 << 50), "memory", "MemoryError", ""),
     "escapes in a message": (say("\x1b[31mred"), "wrong",
                              "a message with control characters or lines", ""),
     "two lines": (say("a\nb"), "wrong", "a message with control characters or lines", ""),
