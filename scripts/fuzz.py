@@ -266,7 +266,7 @@ def main(argv=None):
             tqdm.write(f"case {number}, {case.kind}: {' '.join(end[:3])}")
     time_s = time.monotonic() - start
     print(fuzzer.table())
-    print(f"{args.cases} cases in {time_s:.0f} s, the longest {fuzzer.most['longest_s']:.1f} s, the "
+    print(f"{args.cases} cases in {time_s:.0f} s, longest {fuzzer.most['longest_s']:.1f} s, "
           f"largest {fuzzer.most['n_bytes'] / 1e6:.0f} MB")
     for key, case in fuzzer.kept.items():
         print(*key, case, sep=" | ")
