@@ -7,6 +7,7 @@ as far as possible.
 Chapter 00.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ from k2ref.tokenizer import Decoder, TokenizerError
 from k2ref.tools import load_tools
 
 MOST_PROMPT = 16_000_000  # bytes; 262,144 tokens of text are about one million
+# What a write may fail with; all files but the standard output are named in their errors.
+UNNAMED = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF, errno.EDQUOT)
 LARGE_CACHE = 1e9  # bytes: a cache that may become larger is announced
 
 
@@ -61,7 +64,8 @@ def _status(argv):
     except BrokenPipeError:
         return 128 + 13  # SIGPIPE, which Windows does not name
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename or ("the standard output" if error.errno in UNNAMED else None)
+        where = f"{name}: " if name else ""
         return _complain(f"{where}{error.strerror or error}")
     except (ValueError, MemoryError) as error:
         return _complain(str(error) or "not enough memory")

@@ -142,7 +142,7 @@ def decisions(model, arrays, theirs, rtol):
         if not isinstance(layer.mlp, moe.Moe):
             continue
         logits = ops.linear(arrays[f"layers.{i}.h"], layer.mlp.gate, model.threads)
-        nearest, beyond = margins(ops.sigmoid(logits) + layer.mlp.bias, model.config)
+        nearest = margins(ops.sigmoid(logits) + layer.mlp.bias, model.config)
         # Each engine's logits are off by rtol of the largest, a sigmoid is at most 1/4 as steep,
         # and a decision compares two scores.
         limit = rtol * np.abs(logits).max(axis=-1) / 2
@@ -150,38 +150,32 @@ def decisions(model, arrays, theirs, rtol):
         differ = []
         for t in np.nonzero((ours != others).any(axis=-1))[0].tolist():
             why, excused = f"decided by {nearest[t]:.1e}, NOT a matter of rounding", False
-            if beyond[t]:
-                why, excused = ("among experts of dropped groups, which count as 0 in the official "
-                                "code and as minus infinity in transformers"), True
-            elif nearest[t] < limit[t]:
+            if nearest[t] < limit[t]:
                 why, excused = f"decided by {nearest[t]:.1e}, closer than rounding", True
             differ.append((t, ours[t].tolist(), others[t].tolist(), why, excused))
         yield Decision(i, differ, nearest)
 
 
 def margins(choice, config):
-    """Return how near each token's closest decision was, and whether it went beyond its groups.
+    """Return how near each token's closest decision was, in scores + bias.
 
-    (T, E) -> (T,), (T,)
+    (T, E) -> (T,)
 
-    In scores + bias. With groups, the nearest may be a group's; and where fewer experts of the kept
-    groups are above 0 than are chosen, what dropped groups count for decides.
+    With groups, the nearest may be a group's.
     """
     T, K = len(choice), config.num_experts_per_tok
-    nearest, beyond = np.full(T, np.inf), np.zeros(T, bool)
+    nearest = np.full(T, np.inf)
     if config.topk_group < config.n_group:
         groups = choice.reshape(T, config.n_group, -1)
         sums = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
         ranked = -np.sort(-sums, axis=-1)
         last, first_dropped = ranked[:, config.topk_group - 1], ranked[:, config.topk_group]
         nearest = last - first_dropped
-        kept = np.where((sums >= last[:, None])[..., None], groups, 0)  # as the official code has
-        choice = kept.reshape(T, -1)
-        beyond = (choice > 0).sum(axis=-1) < K
+        choice = np.where((sums >= last[:, None])[..., None], groups, -np.inf).reshape(T, -1)
     ranked = -np.sort(-choice, axis=-1)
     if K < choice.shape[1]:
         nearest = np.minimum(nearest, ranked[:, K - 1] - ranked[:, K])
-    return nearest, beyond
+    return nearest
 
 
 def report(model, arrays, theirs, rtol, stages=False):

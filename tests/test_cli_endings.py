@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_sentence():
         done = subprocess.run(command("--greedy", SUM), stdout=full, stderr=subprocess.PIPE,
                               timeout=300, env=environment())
     assert done.returncode == 2
-    assert done.stderr == b"k2ref: No space left on device\n"
+    assert done.stderr == b"k2ref: the standard output: No space left on device\n"
 
 
 def test_a_stdout_that_cannot_say_a_character_says_a_question_mark(babble, model):

@@ -51,7 +51,8 @@ import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from scripted import GENERATE, Script
 import k2ref
-from k2ref import cli
+from k2ref import cli, endings
+endings.end_quietly()  # as the command does, which this program is not
 script = Script(k2ref.load().tokenizer)
 script.say("<think>hm</think>" + "word " * 300)
 inner = script.sample
@@ -154,7 +155,8 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
 
 SLOW_SAVE = """
 import sys, time
-from k2ref import cli, session
+from k2ref import cli, endings, session
+endings.end_quietly()
 inner, seconds = session.save, float(sys.argv[1])
 def save(*args, **state):
     print("saving", file=sys.stderr, flush=True)
