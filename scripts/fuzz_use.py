@@ -199,7 +199,8 @@ OPTIONS = {
                     NUMBERS),
     **dict.fromkeys(("--transcript", "--trace", "--show"), FILES),
     **dict.fromkeys(("--model", "--session", "--tools", "--inspect"), (*FILES, "fifo")),
-    **dict.fromkeys(("--system", "--trace-only", "--cache", "--no-such"), (*TEXTS, "bf16", "*")),
+    **dict.fromkeys(("--system", "--trace-only", "--cache", "--no-such"),
+                    (*(text[:999] for text in TEXTS), "bf16", "*")),
     **dict.fromkeys(("--raw", "--greedy", "--lock", "--stats", "--hide-thinking", "--version"), ()),
 }
 
