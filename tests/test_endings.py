@@ -293,7 +293,7 @@ def test_handlers_are_put_back():
 
 QUICK = [["--help"], ["--greedy", SUM]]
 OTHERS = [["--version"], ["--nonsense"], ["--inspect", TINY], ["--plan", "--memory", "4"],
-          ["--greedy", "--raw", "1"], ["--stats", "--greedy", SUM], ["--inspect", "/nowhere"]]
+          ["--greedy", "--max-tokens", "8", "--raw", "The fox"], ["--stats", "--greedy", SUM], ["--inspect", "/nowhere"]]
 ALL = [*QUICK, *(pytest.param(args, marks=pytest.mark.thorough) for args in OTHERS)]
 
 
