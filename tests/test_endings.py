@@ -293,7 +293,8 @@ def test_handlers_are_put_back():
 
 QUICK = [["--help"], ["--greedy", SUM]]
 OTHERS = [["--version"], ["--nonsense"], ["--inspect", TINY], ["--plan", "--memory", "4"],
-          ["--greedy", "--max-tokens", "8", "--raw", "The fox"], ["--stats", "--greedy", SUM], ["--inspect", "/nowhere"]]
+          ["--greedy", "--max-tokens", "8", "--raw", "The fox"], ["--stats", "--greedy", SUM],
+          ["--inspect", "/nowhere"]]
 ALL = [*QUICK, *(pytest.param(args, marks=pytest.mark.thorough) for args in OTHERS)]
 
 
