@@ -12,6 +12,7 @@ import types
 
 MAX_RESULT = 400_000  # characters: some 100,000 tokens, more than a third of K2's context
 MAX_ERROR = 10_000
+ROOM = 200  # characters around what an exception says, so that it is cut, and counted, once
 UNFINISHED = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 
@@ -56,6 +57,6 @@ def _first(text, limit, there_were):
 def described(error):
     """Say what kind of exception it is and what it says, if that can be said."""
     try:
-        return cut(f"{type(error).__name__}: {str.__str__(str(error))}", MAX_ERROR)
+        return cut(f"{type(error).__name__}: {str.__str__(str(error))}", MAX_ERROR - ROOM)
     except BaseException:  # somebody else's __str__, which may raise anything
         return f"{type(error).__name__}: what it says cannot be written"

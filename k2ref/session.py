@@ -35,6 +35,7 @@ N_READERS = 4  # one reader waits for the disk while another computes its checks
 SAMPLED_FROM, N_SAMPLES = 64 << 20, 16  # a shard larger than this is known by samples of a page
 PAGE = 4096
 MOST_HEADER = intake.MOST_JSON
+QUESTION = {"role": "user", "content": ""}
 
 
 class SessionError(ValueError):
@@ -217,7 +218,8 @@ def _check_messages(messages, path, model):
     """Refuse what could not be asked: the template knows. Without a tokenizer nothing can."""
     try:
         if model.tokenizer is not None:
-            prompt_ids(model, messages)
+            # A question comes next, so that no last message can be one to be continued.
+            prompt_ids(model, [*messages, QUESTION] if isinstance(messages, list) else messages)
     except (ChatError, TokenizerError) as error:
         raise SessionError(f"{path}: the session holds a conversation that cannot be gone on "
                            f"with: {error}") from None

@@ -254,7 +254,8 @@ WRONG = [
         [{"role": "assistant", "tool_calls": 5}], [{"role": "assistant", "tool_calls": [5]}],
         [{"role": "assistant", "tool_calls": [{"id": 1, "function": {}}]}],
         [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"arguments": 5}}]}],
-        [{"role": "assistant", "reasoning_content": 7}])],
+        [{"role": "assistant", "reasoning_content": 7}],
+        [{"role": "assistant", "content": "and", "partial": True}])],
     *[{"n_hidden": value} for value in ("x", -1, True, 1.5, None, [], 1 << 60, 10 ** 4000)],
     *[{"ids": value} for value in (
         None, {}, "12345", [0.5] * 5, [True] * 5, [-1] * 5, [1 << 40] * 5, [None] * 5, [1] * 4,

@@ -212,7 +212,16 @@ def test_a_tool_that_fails_in_any_way_is_a_tool_error(do, said):
 
     result = Toolbox([tool], timeout_s=60).call("i", "tool", "{}")
     assert result.failure == "tool error" and result.content.startswith(said)
-    assert len(result.content) < MAX_ERROR + 200
+    assert len(result.content) <= MAX_ERROR
+
+
+def test_a_long_error_is_cut_once_and_counted_whole():
+    def tool() -> str:
+        """Fail."""
+        raise ValueError("y" * 10**6)
+
+    content = Toolbox([tool]).call("i", "tool", "{}").content
+    assert content.endswith("y\n[The first 9,800 characters; there were 1,000,012.]")
 
 
 def test_a_call_that_no_thread_can_be_had_for_is_a_tool_error(toolbox, monkeypatch):
