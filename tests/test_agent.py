@@ -548,7 +548,7 @@ def test_a_call_that_was_interrupted_while_it_ran_is_not_said_to_be_not_run(mode
 
     def interrupt():
         began.wait(60)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Ctrl-C does
 
     call = ("functions.add:0", '{"a": 1, "b": 2}')
     script(monkeypatch, model, calling(call, ("functions.wait:1", ""), call))
