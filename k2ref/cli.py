@@ -91,7 +91,10 @@ def _run(args):
         return 0
     path = args.model if args.model is not None else os.environ.get("K2REF_MODEL") or None
     if args.inspect is not None:
-        found = inspection.inspect(args.inspect)
+        with warnings.catch_warnings(record=True) as remarks:
+            found = inspection.inspect(args.inspect)
+        for remark in remarks:
+            note(str(remark.message))
         say(inspection.describe(found))
         return 0 if found.is_sound else 2
     if args.plan:

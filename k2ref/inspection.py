@@ -57,7 +57,8 @@ def report(path) -> str:
 
 def describe(found: Inspection) -> str:
     """Word what was found, as `report` does."""
-    parts = [_title(found), _kinds(found), _layers(found), _unused(found), _amiss(found)]
+    kinds, layers = _tally(found)
+    parts = [_title(found), _kinds(kinds), _layers(found, layers), _unused(found), _amiss(found)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -150,8 +151,7 @@ def _tally(i: Inspection):
     return kinds, layers
 
 
-def _kinds(i: Inspection) -> str:
-    kinds, _ = _tally(i)
+def _kinds(kinds) -> str:
     all_bytes = sum(n for formats in kinds.values() for _, n in formats.values()) or 1
     lines = ["part             format    tensors             bytes   share"]
     for kind, formats in sorted(kinds.items(), key=lambda k: -sum(n for _, n in k[1].values())):
@@ -161,9 +161,8 @@ def _kinds(i: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _layers(i: Inspection) -> str:
+def _layers(i: Inspection, layers) -> str:
     """Make a table of the layers in MB, a row for each run of equal ones."""
-    _, layers = _tally(i)
     used = [kind for kind in COLUMNS if any(kind in row for row in layers.values())]
     rows = [["layer (MB)", *(COLUMNS[kind] for kind in used), "all"]]
     runs = []
@@ -232,8 +231,8 @@ def _grouped(names: list[str]) -> list[str]:
     """Put names together that differ only in their numbers: `model.layers.{0-60}.norm (61)`."""
     groups = defaultdict(list)
     for name in names:
-        numbers = [int(n) for n in re.findall(r"(?<=\.)\d{1,18}(?=\.)", name)]
-        groups[re.sub(r"(?<=\.)\d{1,18}(?=\.)", "{}", name)].append(numbers)
+        pieces = re.split(r"(?<=\.)(\d{1,18})(?=\.)", name)  # text and numbers by turns
+        groups["{}".join(pieces[::2])].append([int(n) for n in pieces[1::2]])
     lines = []
     for pattern, found in groups.items():
         columns = [ranges(sorted(set(column))) for column in zip(*found, strict=True)]

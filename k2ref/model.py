@@ -7,6 +7,7 @@ Chapter 11.
 """
 
 import os
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from k2ref.fields import check_token_ids
 from k2ref.pages import File
 from k2ref.quant import bf16_to_f32
 from k2ref.rope import cos_sin
-from k2ref.sampling import Settings
+from k2ref.sampling import Settings, not_done
 from k2ref.stream import STREAM_FROM, Stream
 from k2ref.tokenizer import Tokenizer
 
@@ -153,6 +154,9 @@ def read_small_files(path, config, style=None):
                     if values.get(name) is not None})
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
+    if left_out := not_done(values):
+        warnings.warn(f"generation_config.json: k2ref does nothing about {', '.join(left_out)}; "
+                      "it writes as if they were not there", stacklevel=3)
     return tokenizer, values
 
 

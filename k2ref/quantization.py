@@ -40,8 +40,9 @@ WEIGHTS = {
 MOST_NAMES = 100_000  # of modules; 69,120 experts by name have to fit
 MOST_PARTS = 2_000  # of names that are to be found within others
 # Each pattern is tried on every name. What it may try on one is bounded: the product of the choices
-# that each of its parts leaves open, with names of 60 characters, added up over the patterns.
-MOST_TRIES, WIDE, NARROW = 20_000, 60, 4
+# that each of its parts leaves open, with names of 60 characters, added up over the patterns. A
+# pattern costs a try for every CHARS of its characters, too: to compare them takes time as well.
+MOST_TRIES, WIDE, NARROW, CHARS = 10_000, 60, 4, 4
 ONE = r"\\[dDsSwW]|\\[^0-9A-Za-z]|\[\^?(?:\\[dDsSwW.-]|\w|[.-](?!-))+\]|[^\\()|\[\]{}*+?^$]"
 TOKEN = re.compile(
     r"(?P<open>\((?:\?[:=!])?)|(?P<close>\)\??)|(?P<bar>\|)|(?P<anchor>[\^$]|\\[AbBZ])"
@@ -143,11 +144,12 @@ def _one_pattern(patterns: list[str], where: str) -> Callable[[str], object]:
     """Compile patterns that together try no more than MOST_TRIES ways on a name."""
     total = 0
     for pattern in patterns:
-        total += n_tries(pattern, where)
+        total += len(pattern) // CHARS  # a long one is not even looked at
+        total += n_tries(pattern, where) if total <= MOST_TRIES else 0
         if total > MOST_TRIES:
             raise ConfigError(
                 f"{where}: expected patterns that try at most {MOST_TRIES} ways to match a name, "
-                f"found {quoted(pattern)}; use fewer, or fewer `.*` in one"
+                f"found {quoted(pattern)}; use fewer, shorter ones, or fewer `.*` in one"
             )
     try:
         return re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)").match

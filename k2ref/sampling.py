@@ -24,6 +24,24 @@ import numpy as np
 
 from k2ref.intake import quoted
 
+# What else may decide over a token, with the value that is off (null always is). The fields are
+# those of GenerationConfig in transformers; greedy decoding is temperature 0 here.
+NOT_DONE = {
+    "do_sample": True, "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0,
+    "penalty_alpha": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": None,
+    "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "guidance_scale": 1,
+    "encoder_repetition_penalty": 1, "encoder_no_repeat_ngram_size": 0, "suppress_tokens": [],
+    "begin_suppress_tokens": [], "bad_words_ids": [], "force_words_ids": [], "constraints": [],
+    "sequence_bias": {}, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "forced_decoder_ids": [], "exponential_decay_length_penalty": None, "stop_strings": [],
+    "watermarking_config": None, "dola_layers": None,
+}  # fmt: skip
+
+
+def not_done(values):
+    """Name what a generation_config.json asks for that would change tokens and is not done."""
+    return [name for name, off in NOT_DONE.items() if values.get(name) not in (None, off)]
+
 
 @dataclass(frozen=True)
 class Settings:

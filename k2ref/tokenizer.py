@@ -49,8 +49,7 @@ LOWER = r"[[\p{Ll}\p{Lm}\p{Lo}\p{M}]--\p{Han}]"
 NUMBER = r"\p{N}"
 LEAD = r"[^\r\n\p{L}\p{N}]"  # what may stand before a word: mostly the space
 SYMBOL = r"[^\s\p{L}\p{N}]"
-NEWLINE = r"[\r\n]"
-SPACE = r"\s"
+NEWLINE, SPACE = r"[\r\n]", r"\s"
 SETS = (HAN, UPPER, LOWER, NUMBER, LEAD, SYMBOL, NEWLINE, SPACE)
 CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 PATTERN = regex.compile("|".join((
@@ -232,8 +231,8 @@ class Tokenizer:
         Raises: TokenizerError for a missing or malformed file.
         """
         vocabulary = read_vocabulary(Path(path) / "tiktoken.model")
-        config = Path(path) / "tokenizer_config.json"
-        return cls(vocabulary, read_special_tokens(config, len(vocabulary)))
+        names = read_special_tokens(Path(path) / "tokenizer_config.json", len(vocabulary))
+        return cls(vocabulary, names)
 
     @property
     def n_vocab(self):
@@ -268,8 +267,7 @@ class Tokenizer:
         Raises: TokenizerError for an id that is none.
         """
         if not 0 <= id < len(self._bytes):
-            raise TokenizerError(f"id {id} is not in the vocabulary; expected 0 to "
-                                 f"{len(self._bytes) - 1}")
+            raise TokenizerError(f"id {id} is not in the vocabulary, 0 to {self.n_vocab - 1}")
         return self._bytes[id]
 
     def decode_bytes(self, ids):
@@ -288,6 +286,8 @@ class Decoder:
     """
 
     def __init__(self, tokenizer):
+        if tokenizer is None:
+            raise TokenizerError("there is no tokenizer to decode with: tiktoken.model is missing")
         self._id_to_bytes = tokenizer.id_to_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 

@@ -244,6 +244,13 @@ def test_the_small_files_are_looked_at(directory, capsys, file, text, words):
     assert f"file: {file}" in capsys.readouterr().out
 
 
+def test_what_load_warns_of_is_a_note_here(directory, capsys):
+    (directory / "generation_config.json").write_text('{"num_beams": 4}')
+    assert main(["--inspect", str(directory)]) == 0
+    assert capsys.readouterr().err == ("k2ref: generation_config.json: k2ref does nothing about "
+                                       "num_beams; it writes as if they were not there\n")
+
+
 def test_a_wrong_weight_shape_is_found_as_load_finds_it(directory):
     name = "model.layers.1.mlp.experts.5.up_proj.weight_shape"
     rewrite(directory, lambda tensors: tensors.update({name: ("I32", np.array([1, 2], "<i4"))}))
@@ -251,6 +258,16 @@ def test_a_wrong_weight_shape_is_found_as_load_finds_it(directory):
     assert (fault.kind, fault.name, fault.found) == ("wrong", name, "[1, 2]")
     with pytest.raises(CheckpointError, match=name):
         Checkpoint.open(directory, Config.from_dir(directory))
+
+
+@pytest.mark.parametrize("layers, experts", [(4096, 8), (200, 160)])
+def test_of_far_too_many_tensors_no_names_are_made(directory, layers, experts):
+    config = json.loads((directory / "config.json").read_text())
+    config.update(num_hidden_layers=layers, n_routed_experts=experts)
+    (directory / "config.json").write_text(json.dumps(config))
+    for look in (inspection.inspect, k2ref.load):
+        with pytest.raises(CheckpointError, match=r"expected at least \d+ tensors"):
+            look(directory)
 
 
 def test_names_in_a_report_are_made_harmless(directory):

@@ -1,13 +1,14 @@
 """Loading: what `load` binds and reads beside the weights, and what it refuses."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
 
 import k2ref
-from k2ref import ops, quant
+from k2ref import ops, quant, sampling
 
 
 def test_load_binds_views_of_the_files(tiny_model):
@@ -33,6 +34,22 @@ def test_load_reads_the_generation_defaults(tmp_path):
     for broken in ("[1]", "{", "\xff"):
         (directory / "generation_config.json").write_text(broken, encoding="latin-1")
         with pytest.raises(k2ref.ConfigError, match="generation_config.json: expected a JSON"):
+            k2ref.load(directory)
+
+
+def test_load_says_which_generation_defaults_it_does_nothing_about(tmp_path):
+    directory = write_checkpoint(tmp_path)
+    file = directory / "generation_config.json"
+    file.write_text(json.dumps({"suppress_tokens": [1], "num_beams": 4, "typical_p": 0.5,
+                                "do_sample": False, "max_length": 9}))
+    with pytest.warns(UserWarning, match="about do_sample, num_beams, typical_p, suppress_tokens;"):
+        k2ref.load(directory)
+    neutral = dict(sampling.NOT_DONE)
+    for values in (neutral, dict.fromkeys(neutral), {"temperature": 0.6, "top_p": 0.95,
+                   "max_length": 262144, "eos_token_id": 2, "transformers_version": "4.57.1"}):
+        file.write_text(json.dumps(values))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             k2ref.load(directory)
 
 

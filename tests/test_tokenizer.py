@@ -168,6 +168,11 @@ def test_decoder_equals_decode(small, ids):
         assert "".join(map(decoder.feed, ids)) + decoder.flush() == small.decode(ids)
 
 
+def test_a_decoder_of_no_tokenizer_says_what_is_missing():
+    with pytest.raises(TokenizerError, match="tiktoken.model is missing"):
+        Decoder(None)
+
+
 @given(text=st.text(known))
 def test_decoder_never_emits_half_a_character(small, text):
     decoder, so_far = Decoder(small), ""
