@@ -61,6 +61,8 @@ MUTANTS = [
            "test_quantization.py"),
     Mutant("patterns-are-not-counted", "quantization.py",
            "total += n_tries(pattern, where)", "n_tries(pattern, where)", "test_quantization.py"),
+    Mutant("long-patterns-are-compiled", "quantization.py",
+           "total += len(pattern) // CHARS", "total += 0", "test_quantization.py"),
     Mutant("names-that-come-twice-are-taken", "intake.py",
            "if len(values) < len(pairs):", "if False:", "test_intake.py"),
     Mutant("inspect-forgets-weight-shape", "inspection.py",
