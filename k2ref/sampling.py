@@ -39,10 +39,7 @@ NOT_DONE = {
 
 
 def not_done(values):
-    """Name what a generation_config.json asks for that would change tokens and is not done.
-
-    dict -> list of str
-    """
+    """Name what a generation_config.json asks for that would change tokens and is not done."""
     return [name for name, off in NOT_DONE.items() if values.get(name) not in (None, off)]
 
 

@@ -33,7 +33,7 @@ SIZES = {  # no two letters alike, and C + R a multiple of 16, for a cache row i
 WITHOUT_ARRAYS = {
     "kernels_name", "missing_kernels", "default_threads", "n_threads", "linear_many", "bind",
     "bind_mlp", "bind_moe", "bind_layer", "default_settings", "default_stop_ids", "generate",
-    "require_memory", "check_settings", "whole",
+    "require_memory", "check_settings", "whole", "not_done",
 }  # fmt: skip
 
 
