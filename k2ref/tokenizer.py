@@ -35,7 +35,7 @@ if os.environ.get("K2REF_KERNELS") != "numpy":
     except ImportError:
         pass  # not compiled on this machine: the plain functions below do it all
 
-N_SPECIAL = 256  # ids after the vocabulary that are control tokens, named or reserved
+N_SPECIAL, MOST_NAME = 256, 1000  # control tokens after the vocabulary; characters of a name
 MAX_CHARS, MAX_RUN = 400_000, 25_000
 AGAIN, OF_THIS = "download the file again", "use the file of this tiktoken.model"
 EXPECTED = "a file of the tokenizer"
@@ -199,9 +199,9 @@ def read_special_tokens(path, first):
     ids = range(first, first + N_SPECIAL)
     for id in sorted({*ids, *named}):
         name = named.get(id, f"<|reserved_token_{id}|>")
-        if id not in ids or not name or name in special_tokens:
+        if id not in ids or not 0 < len(name) <= MOST_NAME or name in special_tokens:
             raise TokenizerError(f"{path}: expected names of {N_SPECIAL} control tokens, {first} "
-                                 f"to {ids[-1]}, no two alike, found {quoted(name)} for "
+                                 f"to {ids[-1]}, short, no two alike, found {quoted(name)} for "
                                  f"{quoted(id)}, one of {len(named)} names; {OF_THIS}")
         special_tokens[name] = id
     return special_tokens

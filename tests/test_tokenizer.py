@@ -168,6 +168,17 @@ def test_decoder_equals_decode(small, ids):
         assert "".join(map(decoder.feed, ids)) + decoder.flush() == small.decode(ids)
 
 
+def test_a_name_of_a_control_token_has_an_end(tmp_path):
+    file = tmp_path / "tokenizer_config.json"
+    for n, is_taken in ((1000, True), (1001, False), (10**7, False)):  # the last: minutes of `re`
+        file.write_text(json.dumps({"added_tokens_decoder": {"300": {"content": "x" * n}}}))
+        if is_taken:
+            assert module.read_special_tokens(file, 300)["x" * n] == 300
+            continue
+        with pytest.raises(TokenizerError, match="short, no two alike"):
+            module.read_special_tokens(file, 300)
+
+
 def test_a_decoder_of_no_tokenizer_says_what_is_missing():
     with pytest.raises(TokenizerError, match="tiktoken.model is missing"):
         Decoder(None)
