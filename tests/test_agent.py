@@ -568,6 +568,7 @@ def test_a_call_that_was_interrupted_while_it_ran_is_not_said_to_be_not_run(mode
     assert agent.messages[-1]["content"] == "Error: not run, the user interrupted."
 
 
+@pytest.mark.thorough
 def test_wherever_it_is_interrupted_every_call_has_a_result_and_what_was_said_is_kept(
         model, monkeypatch):
     call = '{"a": 1, "b": 2}'

@@ -223,6 +223,7 @@ def test_a_list_without_end_is_quoted():
     assert len(intake.quoted({"a": endless, "b": "\x1b[31m\u202e" * 10**6})) <= 200
 
 
+@pytest.mark.thorough
 def test_the_largest_text_that_is_parsed_takes_less_than_a_gigabyte():
     """Other kinds of text take less for each bracket, comma or string."""
     child = subprocess.run([sys.executable, "-c", WORST], capture_output=True, text=True,

@@ -37,6 +37,7 @@ def narrow(layout="thinking", **changes):
     return {**tiny_config(layout), "num_hidden_layers": 61, "n_routed_experts": 4, **changes}
 
 
+@pytest.mark.thorough
 def test_the_rehearsal_has_the_official_names_counts_and_bytes(tmp_path, monkeypatch):
     """At full size, with the data as holes; without `weight_shape`, which would take 300 MB."""
     monkeypatch.setattr(make_checkpoint.Noise, "pieces", lambda self, stored: [])

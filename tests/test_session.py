@@ -482,6 +482,7 @@ while True:
 """
 
 
+@pytest.mark.thorough
 @posix
 def test_kill_9_during_a_save_leaves_a_whole_session(model, tmp_path):
     expected = [filled(model, n, start=n) for n in (2000, 3000)]

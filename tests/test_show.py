@@ -301,6 +301,7 @@ def test_a_model_with_nothing_to_route_has_a_page(model, tmp_path):
 
 # The budget.
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_left_out_and_said(model, tmp_path, monkeypatch):
     whole = len(record_text(model, tmp_path))
     for budget, part in ((130_000, "largest"), (80_000, "heads"), (40_000, "tokens")):

@@ -78,6 +78,7 @@ def test_held_out_finds_what_is_held_out():
     assert bad == held and len(held) == 2
 
 
+@pytest.mark.thorough
 def test_no_question_of_the_evaluation_is_in_20000_lessons():
     asked, rng = eval_tiny.questions(50), random.Random("lessons")
     assert len(asked) > 800
