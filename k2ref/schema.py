@@ -95,7 +95,8 @@ def declaration(function):
 
 def _hints_of(function):
     """Evaluate the type hints of a function, the same in every Python."""
-    if not hasattr(function, "__annotations__"):  # of which 3.14 says that there are no hints
+    # Of others 3.14 says that there are no hints; what wraps a function has the second one there.
+    if not (hasattr(function, "__annotations__") or hasattr(function, "__annotate__")):
         raise TypeError("it has no type hints of its own")
     if sys.version_info < (3, 11) and hasattr(function, "__code__"):
         # Python 3.10 takes `a: int = None` for `a: int | None = None`, but not of what has no code.

@@ -148,7 +148,8 @@ def _watch(pid, read, deadline, n_bytes):
                 break
             text += piece
         elif os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) or outcome:
-            break
+            if not poll.poll(0):  # else it wrote between the two looks
+                break
         else:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             outcome = ("memory" if pages * os.sysconf("SC_PAGE_SIZE") > n_bytes
