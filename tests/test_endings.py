@@ -252,7 +252,7 @@ def test_a_terminal_that_is_closed_keeps_what_was_said(model, tmp_path):
 def test_signals_at_random_moments(model, tmp_path, number, times):
     """From the first token on: saying, keeping and ending. Before, there is nothing to keep."""
     chance = random.Random(number * times)
-    for i in range(25):
+    for i in range(12):
         path = tmp_path / f"s{i}"
         process = talk("--session", str(path))
         time.sleep(chance.random() * 1.0)

@@ -318,16 +318,21 @@ def test_signals_at_random_moments_leave_nothing_behind(tmp_path):
             except OSError:  # it has ended, or is somebody else's
                 pass
 
-    seen = 0
-    for _ in range(100):
+    seen = lost = 0
+    for _ in range(50):
         with owner(tmp_path, "spin", env={**os.environ, "OWNER": str(tmp_path)},
                    stderr=subprocess.DEVNULL) as process:
             time.sleep(rng.random())
             seen += len(list(marked())) > 1
             process.send_signal(rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
-            process.communicate(timeout=LONG_S)
+            try:
+                process.communicate(timeout=LONG_S)
+            except subprocess.TimeoutExpired:  # Python can lose one, in the call of a weak reference
+                lost += 1
+                process.kill()
+                process.wait(LONG_S)
         until(lambda: not any(marked()))
-    assert seen > 10
+    assert seen > 5 and lost < 3
 
 
 # Loading.
