@@ -327,7 +327,7 @@ def test_signals_at_random_moments_leave_nothing_behind(tmp_path):
             process.send_signal(rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
             try:
                 process.communicate(timeout=LONG_S)
-            except subprocess.TimeoutExpired:  # Python can lose one, in the call of a weak reference
+            except subprocess.TimeoutExpired:  # Python can lose one, in a weak reference
                 lost += 1
                 process.kill()
                 process.wait(LONG_S)
