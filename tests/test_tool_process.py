@@ -327,12 +327,12 @@ def test_signals_at_random_moments_leave_nothing_behind(tmp_path):
             process.send_signal(rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
             try:
                 process.communicate(timeout=LONG_S)
-            except subprocess.TimeoutExpired:  # Python can lose one, in a weak reference
+            except subprocess.TimeoutExpired:  # seen once; why is not known
                 lost += 1
                 process.kill()
                 process.wait(LONG_S)
         until(lambda: not any(marked()))
-    assert seen > 5 and lost < 3
+    assert seen > 5 and lost <= 1
 
 
 # Loading.
