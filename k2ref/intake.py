@@ -120,11 +120,10 @@ def parse_json(text, shown, error):
         return number if math.isfinite(number) else refuse(digits)
 
     def without_duplicates(pairs):
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            [(name, times)] = Counter(name for name, _ in pairs).most_common(1)
-            raise error(f"{shown}: expected each name once, found {quoted(name)} {times} times")
-        return values
+        try:
+            return each_once(pairs)
+        except ValueError as problem:
+            raise error(f"{shown}: {problem}") from None
 
     strict = {"parse_constant": refuse, "parse_float": finite}
     try:
@@ -139,6 +138,18 @@ def parse_json(text, shown, error):
         instead = stand_in(text) or f"something else ({type(problem).__name__}: {problem})"
         raise error(f"{shown}: expected a JSON text, found {instead}") from None
     return found
+
+
+def each_once(pairs):
+    """Make a dict of the names and values of a JSON object.
+
+    Raises: ValueError if a name comes twice: which of the values was meant, nobody knows
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(name, times)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"expected each name once, found {quoted(name)} {times} times")
+    return values
 
 
 def _as_text(data, shown, error, expected="UTF-8 text"):

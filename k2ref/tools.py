@@ -13,11 +13,10 @@ import math
 import queue
 import re
 import threading
-from collections import Counter
 
 from k2ref.demonstration import DEMONSTRATION
 from k2ref.events import ToolResult
-from k2ref.intake import quoted
+from k2ref.intake import each_once, quoted
 from k2ref.results import MAX_ERROR, as_text, cut, described
 from k2ref.schema import MAX_NESTED, ArgumentError, ToolError, check, declaration
 from k2ref.tokenizer import without_surrogates
@@ -133,7 +132,7 @@ def _arguments_of(text):
         if n_around > MAX_NESTED:
             raise ValueError(f"expected at most {MAX_NESTED} levels of lists and objects")
     return json.loads(text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite,
-                      object_pairs_hook=_without_doubles)
+                      object_pairs_hook=each_once)
 
 
 def _refuse_constant(name):
@@ -150,15 +149,6 @@ def _finite(digits):
     if math.isinf(number := float(digits)):
         raise ValueError(f"expected numbers of at most 1.8e308, found {digits:.60}")
     return number
-
-
-def _without_doubles(pairs):
-    """Refuse two values for one name: which of them the model meant, nobody knows."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        [(name, n)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"expected each name once, found {quoted(name)} {n} times")
-    return values
 
 
 def load_tools(sources):

@@ -191,7 +191,7 @@ MUTANTS = [
     Mutant("tools-outlive-k2ref", "toolchild.py",
            "    _end_with(life)\n    thr", "    thr", "test_tool_process.py"),
     Mutant("the-last-of-two-arguments-counts", "tools.py",
-           "object_pairs_hook=_without_doubles", "object_pairs_hook=dict", "test_tools.py"),
+           "object_pairs_hook=each_once", "object_pairs_hook=dict", "test_tools.py"),
     Mutant("session-rows-not-checked", "session.py",
            "if zlib.crc32(rows) != checksums[i]:", "if False:", "test_session.py"),
     Mutant("session-written-in-place", "atomic.py",
