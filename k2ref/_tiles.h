@@ -27,7 +27,7 @@ typedef struct { /* what LDTILECFG reads */
     "amx-tile,amx-bf16,amx-int8,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
 TARGET(TILES_TARGET)
 
-#if defined(EMULATED_TILES) /* the name of a file: scripts/check_sanitizers.sh */
+#if defined(EMULATED_TILES) /* the name of a file: scripts/checks/sanitizers.sh */
 #include EMULATED_TILES
 #else
 

@@ -24,10 +24,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, os.environ.get("K2REF_BENCH_TREE", str(Path(__file__).parent.parent)))
-import bench_shapes  # noqa: E402  (beside this file: what is measured)
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, os.environ.get("K2REF_BENCH_TREE", str(ROOT)))
+from k2ref import ops  # noqa: E402, I001  (k2ref of that tree, what is measured of this one)
 
-from k2ref import ops  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from scripts.benchmarks import shapes  # noqa: E402
 
 READ_BYTES = 1 << 29
 FMA_ROUNDS = 2_000_000
@@ -113,7 +115,7 @@ def ladder(threads, repeats):
         rungs.append((f"fused, {path}, one thread", path, 1))
     rungs.append((f"all {threads} threads", rungs[-1][1], threads))
     results, before, limits = {}, None, Limits(threads)
-    x, weights = bench_shapes.int4_matrices(16)
+    x, weights = shapes.int4_matrices(16)
     n_bytes = sum(w.n_bytes for w in weights)
     for name, path, n in rungs:
         if path is None:
@@ -148,7 +150,7 @@ def against(directory, arguments):
         out = subprocess.run([sys.executable, __file__, *arguments], env=environment, check=True,
                              capture_output=True, text=True).stdout
         return json.loads(out.splitlines()[-1])["results"]
-    trees = (Path(__file__).parent.parent, Path(directory).resolve())
+    trees = (ROOT, Path(directory).resolve())
     runs = [(run(trees[0]), run(trees[1])) for _ in range(3)]
     ratios = {}
     for name in runs[0][0].keys() & runs[0][1].keys():
@@ -179,7 +181,7 @@ def main():
     elif args.ladder:
         results = ladder(args.threads, repeats)
     else:
-        rows = bench_shapes.peers() if args.peer else bench_shapes.rows(args.quick)
+        rows = shapes.peers() if args.peer else shapes.rows(args.quick)
         if args.rows:
             rows = [row for row in rows if any(part in row.name for part in args.rows)]
         results = table(rows, args.threads, repeats)

@@ -13,12 +13,13 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 import time
 from itertools import chain
+from pathlib import Path
 from statistics import median
 
 import numpy as np
-from bench_budgets import at_budgets, decode, soak, wake
 
 import k2ref
 from k2ref import memory, moe, ops
@@ -26,6 +27,9 @@ from k2ref import model as model_module
 from k2ref.meter import Meter
 from k2ref.residency import Residency
 from k2ref.trace import Trace
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for the rooms of scripts/
+from scripts.benchmarks.budgets import at_budgets, decode, soak, wake  # noqa: E402
 
 BLOCK = 8 << 20
 PAIR = 4e9  # bytes: more than two tokens read

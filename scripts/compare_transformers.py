@@ -19,12 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import compare_traces
 import numpy as np
 
 import k2ref
 from k2ref import memory, moe, ops
 from k2ref.trace import Trace
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for the rooms of scripts/
+from scripts import compare_traces  # noqa: E402
 
 U = 2.0**-24  # the unit roundoff of float32
 SUMS_PER_LAYER = 8  # one after another: q_a, q_b, scores, values, o, gate or up, down, the mixture
@@ -256,7 +258,9 @@ def _compare(args):
     require_memory(model.config, n_layers)
     trace = Trace()
     k2ref.forward(model, ids, trace=trace)
-    import oracle  # here, so that what is wrong with the checkpoint is said first
+    from scripts.checkpoints import (
+        oracle,  # here, so that what is wrong with the checkpoint is said first
+    )
 
     with tempfile.TemporaryDirectory() as scratch:
         theirs = dump(oracle.reference_model(first_layers(args.checkpoint, n_layers, scratch)), ids)

@@ -25,13 +25,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoint_noise import Noise
 from tqdm import tqdm
 
 from k2ref import layout
 from k2ref.checkpoint import Checkpoint
 from k2ref.config import STALE_INV_FREQ, Config
 from k2ref.shards import INDEX
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for the rooms of scripts/
+from scripts.checkpoints.noise import Noise  # noqa: E402
 
 TINY = Path(layout.__file__).parent / "tiny"
 TOKENIZER_FILES = ("tiktoken.model", "tokenizer_config.json")

@@ -16,12 +16,11 @@ from hypothesis import HealthCheck, settings
 
 STARTED = time.monotonic()
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "scripts"))  # the checkpoint writer and the oracle live there
-
-import checkpoints  # noqa: E402
+sys.path.insert(0, str(HERE.parent))  # for scripts/: the checkpoint writer and the oracle
 
 import k2ref  # noqa: E402
 from k2ref import ops  # noqa: E402
+from scripts.checkpoints import small  # noqa: E402
 
 settings.register_profile(
     "k2ref",
@@ -185,7 +184,7 @@ def tiny_model(tmp_path_factory):
     @cache
     def make(layout="thinking"):
         directory = tmp_path_factory.mktemp(layout)
-        return k2ref.load(checkpoints.write_checkpoint(directory, layout=layout), threads=1)
+        return k2ref.load(small.write_checkpoint(directory, layout=layout), threads=1)
 
     return make
 

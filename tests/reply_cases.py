@@ -1,7 +1,7 @@
 """What models write and what it means: each case is a reply, well formed or not, and its parts.
 
 The faulty ones are those that the parsers of vLLM, SGLang and llama.cpp test, or that their users
-reported; `ELSEWHERE` says where. `docs/parsing.md` shows them all (scripts/make_parsing.py).
+reported; `ELSEWHERE` says where. `docs/parsing.md` shows them all (scripts/docs/make_parsing.py).
 """
 
 from k2ref.events import Reply, ToolCall

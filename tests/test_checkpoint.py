@@ -6,7 +6,13 @@ import time
 import numpy as np
 import pytest
 import safetensors
-from checkpoints import (
+from refusals import open_dir, refused
+
+from k2ref import checkpoint as checkpoint_module
+from k2ref import layout, quant
+from k2ref.checkpoint import Checkpoint, CheckpointError
+from k2ref.config import Config
+from scripts.checkpoints.small import (
     LAYOUTS,
     STORED_AS,
     random_tensors,
@@ -15,12 +21,6 @@ from checkpoints import (
     write_checkpoint,
     write_shards,
 )
-from refusals import open_dir, refused
-
-from k2ref import checkpoint as checkpoint_module
-from k2ref import layout, quant
-from k2ref.checkpoint import Checkpoint, CheckpointError
-from k2ref.config import Config
 
 FORMAT_OF = {"thinking": quant.Int4, "k25": quant.Int4, "fp8": quant.Fp8, "moonlight": quant.Bf16,
              "deepseek": quant.Fp8}  # fmt: skip

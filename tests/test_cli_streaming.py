@@ -5,13 +5,13 @@ import re
 import time
 
 import pytest
-from checkpoints import write_checkpoint
 from command_line import run
 
 import k2ref
 from k2ref import cli, memory, rates, stream, terminal
 from k2ref.cli import main
 from k2ref.pages import File
+from scripts.checkpoints.small import write_checkpoint
 
 SUM = "37+58="
 

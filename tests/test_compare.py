@@ -3,10 +3,8 @@
 import io
 import re
 
-import compare_traces
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
@@ -14,6 +12,8 @@ from strategies import seeds
 import k2ref
 from k2ref.quant import f32_to_bf16
 from k2ref.trace import Trace, stages
+from scripts import compare_traces
+from scripts.checkpoints.small import write_checkpoint
 
 IDS = [5, 3, 200, 7, 41, 90]
 

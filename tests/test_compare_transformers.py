@@ -8,16 +8,16 @@ import json
 import sys
 from pathlib import Path
 
-import compare_transformers
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from hypothesis import given, settings
 from strategies import routings, seeds
 
 import k2ref
 from k2ref import moe, ops
 from k2ref.trace import Trace
+from scripts import compare_transformers
+from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -26,10 +26,10 @@ TINY = Path(k2ref.__file__).parent / "tiny"
 
 @pytest.fixture
 def oracle():
-    """Give scripts/oracle.py, where there are transformers, compressed-tensors and PyTorch."""
+    """Give the oracle, where there are transformers, compressed-tensors and PyTorch."""
     for package in ("torch", "transformers", "compressed_tensors"):
         pytest.importorskip(package, reason="pip install -e '.[oracle]'")
-    import oracle
+    from scripts.checkpoints import oracle
 
     return oracle
 

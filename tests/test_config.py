@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
 from k2ref import CheckpointError
 from k2ref.config import Config, ConfigError, Yarn
+from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 FP8_MODELS = ("Kimi-K2-Base", "Kimi-K2-Instruct", "Kimi-K2-Instruct-0905")

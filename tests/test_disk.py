@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from k2ref import disk
 from k2ref.config import Config
 from k2ref.pages import File
 from k2ref.shards import open_shards
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 
 @pytest.mark.parametrize("fails_at", ["open", "read"])

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import doc_blocks
-import doc_links
-import make_docs
 import pytest
 from conftest import put_in_place
 
 from k2ref import ops
+from scripts.docs import blocks as doc_blocks
+from scripts.docs import links, make_docs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -29,7 +28,7 @@ def lines_of(name):
 
 
 def prose_of(name):
-    return "\n".join(line for _, line in doc_links.prose(lines_of(name)))
+    return "\n".join(line for _, line in links.prose(lines_of(name)))
 
 
 compiled_only = pytest.mark.skipif(ops.kernels is None, reason="pages show the compiled kernels: "
@@ -44,7 +43,7 @@ def test_a_page_is_what_running_it_gives(name):
 
 
 def test_every_page_can_be_reached():
-    assert doc_links.unreachable(DOCS) == []
+    assert links.unreachable(DOCS) == []
 
 
 def test_the_contents_name_each_chapter_by_its_title():
@@ -173,7 +172,7 @@ def change_anchor(lines):
 
 
 def check(page, *options):
-    command = [sys.executable, str(ROOT / "scripts" / "make_docs.py"), *options, str(page)]
+    command = [sys.executable, "-m", "scripts.docs.make_docs", *options, str(page)]
     done = subprocess.run(command, cwd=page.parent.parent, capture_output=True, text=True)
     assert not done.stderr
     return done.returncode, done.stdout.splitlines()

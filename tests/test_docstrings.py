@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from conftest import COMPILED, choose_path
 
 import k2ref
 from k2ref import attention, model, moe, ops, quant, rope, sampling
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 MODULES = (quant, ops, rope, attention, moe, model, sampling, sys.modules["k2ref.generate"])
 # A shape line stands alone: items, an arrow, items.

@@ -4,10 +4,8 @@ import json
 from collections import Counter, OrderedDict
 from math import log2
 
-import expert_report
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
@@ -16,6 +14,8 @@ import k2ref
 from k2ref import model as model_module
 from k2ref import moe, ops
 from k2ref.trace import Trace
+from scripts import expert_report
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 IDS = np.random.default_rng(3).integers(0, 512, 90).tolist()
 

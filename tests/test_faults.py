@@ -12,10 +12,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import make_checkpoint
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from conftest import assert_same
 
 import k2ref
@@ -23,6 +21,8 @@ from k2ref import memory, pages
 from k2ref.checkpoint import Checkpoint, CheckpointError
 from k2ref.config import Config
 from k2ref.pages import File
+from scripts import make_checkpoint
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 faults = pytest.importorskip("k2ref._faults", reason="not compiled")
 posix = pytest.mark.skipif(os.name != "posix", reason="files in use cannot be changed here")

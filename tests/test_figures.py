@@ -5,7 +5,7 @@ import re
 import pytest
 
 pytest.importorskip("matplotlib", reason="drawn with matplotlib: pip install -e '.[docs]'")
-import make_figures  # noqa: E402
+from scripts.figures import make_figures  # noqa: E402
 
 MOST_BYTES = 1_500_000  # of all pictures together
 FILES = [f"{name}{theme.suffix}.svg" for name in make_figures.PICTURES if name != "ladder"

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config
 
 import k2ref
 from k2ref import history
+from scripts.checkpoints.small import tiny_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
-fuzz = pytest.importorskip("fuzz") if sys.platform == "linux" else None
-SCRIPT = Path(__file__).parent.parent / "scripts/fuzz.py"
+fuzz = (pytest.importorskip("scripts.checks.fuzz.run") if sys.platform == "linux" else None)
+ROOT = Path(__file__).parent.parent
 
 
 def swell(where):
@@ -83,7 +83,7 @@ def test_a_number_that_is_not_finite_is_not_silent(monkeypatch, tmp_path, logits
     monkeypatch.setattr(k2ref, "forward", forward)
     monkeypatch.setattr(k2ref, "generate", lambda model, ids, **_: iter([1, 2, 3]))
     model = SimpleNamespace(config=k2ref.Config.from_dict(tiny_config()))
-    end = fuzz.isolated(lambda where: fuzz.fuzz_files.compute(model), tmp_path / "case")
+    end = fuzz.isolated(lambda where: fuzz.files.compute(model), tmp_path / "case")
     assert (end.outcome, end.type) == (("silent NaN", expected) if expected else ("works", ""))
 
 
@@ -97,7 +97,7 @@ def test_a_failure_is_made_small_kept_and_fails_again(monkeypatch, tmp_path, cap
         return "works"
 
     steps = {"fatal": fatal, "idle": lambda state, rng: None}
-    kind = fuzz.fuzz_files.Kind(("base",), steps, lambda base: {}, trial, most=6)
+    kind = fuzz.files.Kind(("base",), steps, lambda base: {}, trial, most=6)
     monkeypatch.setitem(fuzz.KINDS, "planted", kind)
     try:
         assert fuzz.main(["--kind", "planted", "--cases", "20", "--keep", str(tmp_path / "kept"),
@@ -117,7 +117,7 @@ def test_a_base_that_does_not_work_is_no_base(monkeypatch):
     def trial(state, where):
         raise KeyError
 
-    kind = fuzz.fuzz_files.Kind(("base",), {}, lambda base: {}, trial)
+    kind = fuzz.files.Kind(("base",), {}, lambda base: {}, trial)
     monkeypatch.setitem(fuzz.KINDS, "planted", kind)
     try:
         with pytest.raises(SystemExit, match="undamaged"):
@@ -129,7 +129,8 @@ def test_a_base_that_does_not_work_is_no_base(monkeypatch):
 def test_a_seed_means_its_cases_and_their_damage(tmp_path):
     """Two processes with other hash seeds draw the same cases, and damage the same bytes."""
     program = (
-        "import hashlib, random, sys; sys.path.insert(0, sys.argv[1]); import fuzz\n"
+        "import hashlib, random, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from scripts.checks.fuzz import run as fuzz\n"
         "digest = hashlib.sha256()\n"
         "for number in range(150):\n"
         "    case = fuzz.draw(1, number, ('checkpoint', 'tokenizer', 'tool'))\n"
@@ -138,7 +139,7 @@ def test_a_seed_means_its_cases_and_their_damage(tmp_path):
         "        fuzz.KINDS[case.kind].steps[name](state, random.Random(seed))\n"
         "    digest.update(repr((case, state)).encode())\n"
         "print(digest.hexdigest(), len({fuzz.draw(1, n) for n in range(150)}))\n")
-    said = {subprocess.run([sys.executable, "-c", program, str(SCRIPT.parent)], check=True,
+    said = {subprocess.run([sys.executable, "-c", program, str(ROOT)], check=True,
                            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True,
                            text=True).stdout for seed in ("1", "2")}
     assert len(said) == 1 and said.pop().split()[1] == "150"
@@ -146,14 +147,14 @@ def test_a_seed_means_its_cases_and_their_damage(tmp_path):
 
 
 def test_a_short_run_finds_nothing():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--seed", "7", "--cases", "25"],
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "scripts.checks.fuzz.run", "--seed", "7",
+                           "--cases", "25"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-2].split()[0] == "all"
 
 
 def test_the_recorded_run_is_of_todays_cases_and_found_nothing():
-    record = json.loads((SCRIPT.parent.parent / "docs/data/fuzz.json").read_text())
+    record = json.loads((ROOT / "docs/data/fuzz.json").read_text())
     assert record["cases"] >= 10_000 and record["kinds"] == list(fuzz.KINDS)
     digest = hashlib.sha256()
     for number in range(record["cases"]):

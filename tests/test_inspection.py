@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS, random_tensors, tiny_config, write_checkpoint, write_safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,13 @@ from k2ref.checkpoint import Checkpoint
 from k2ref.cli import main
 from k2ref.config import Config
 from k2ref.shards import INDEX, CheckpointError, open_shards
+from scripts.checkpoints.small import (
+    LAYOUTS,
+    random_tensors,
+    tiny_config,
+    write_checkpoint,
+    write_safetensors,
+)
 
 FIRST, SECOND = (f"model-0000{i}-of-000002.safetensors" for i in (1, 2))
 

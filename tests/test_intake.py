@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from checkpoints import write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
 from k2ref import intake
 from k2ref.shards import INDEX
+from scripts.checkpoints.small import write_checkpoint
 
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "tiktoken.model",
                INDEX]  # fmt: skip

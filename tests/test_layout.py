@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
-from checkpoints import tiny_config
 
 from k2ref import layout
 from k2ref.config import Config
+from scripts.checkpoints.small import tiny_config
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 

@@ -5,10 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 
 import k2ref
 from k2ref import ops, quant, sampling
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 
 def test_load_binds_views_of_the_files(tiny_model):

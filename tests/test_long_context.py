@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from conftest import COMPILED
 
 import k2ref
 from k2ref import model as model_module
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 CONTEXT = 262_144
 N_LAST = 16  # tokens at the end that are also read one at a time

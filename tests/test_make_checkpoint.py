@@ -4,17 +4,17 @@ import errno
 import json
 from pathlib import Path
 
-import checkpoint_noise
-import make_checkpoint
 import numpy as np
 import pytest
-from checkpoints import tiny_config
 
 import k2ref
 from k2ref import quant
 from k2ref.checkpoint import Checkpoint
 from k2ref.config import Config
 from k2ref.trace import Trace
+from scripts import make_checkpoint
+from scripts.checkpoints import noise
+from scripts.checkpoints.small import tiny_config
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 
@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent / "data" / "configs"
 @pytest.fixture(autouse=True)
 def little_noise(monkeypatch):
     """Draw blocks of noise that are small, and large beside the arrays here."""
-    monkeypatch.setattr(checkpoint_noise, "BLOCK", 1 << 18)
+    monkeypatch.setattr(noise, "BLOCK", 1 << 18)
 
 
 def make(path, layout="thinking", **changes):

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from conftest import COMPILED, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from strategies import partitions, seeds
 import k2ref
 from k2ref import attention, model, ops, quant
 from k2ref.trace import Trace
+from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 N = 21
 IDS = np.random.default_rng(7).integers(0, 512, N)

@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS, random_tensors, tiny_config, write_checkpoint, write_shards
 from conftest import choose_path
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,13 @@ import k2ref
 from k2ref import attention, moe, ops, quant
 from k2ref.config import Config
 from k2ref.trace import Trace
+from scripts.checkpoints.small import (
+    LAYOUTS,
+    random_tensors,
+    tiny_config,
+    write_checkpoint,
+    write_shards,
+)
 
 PROMPT = list(range(40, 60))
 # Where one number of a stored array is not what it was: as bits of its type, or as a float.

@@ -9,20 +9,20 @@ import pytest
 for package in ("torch", "transformers", "compressed_tensors"):
     pytest.importorskip(package, reason="pip install -e '.[oracle]'")
 
-import compare_transformers  # noqa: E402
 import torch  # noqa: E402
-from checkpoints import LAYOUTS, tiny_config, write_checkpoint  # noqa: E402
 from compressed_tensors.compressors.pack_quantized import helpers  # noqa: E402
 from compressed_tensors.quantization import QuantizationArgs  # noqa: E402
 from compressed_tensors.quantization.lifecycle.forward import dequantize  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
-from oracle import read_weights, reference_model, run  # noqa: E402
 from strategies import int4_matrices, matrix, routings, seeds  # noqa: E402
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as upstream  # noqa: E402
 
 import k2ref  # noqa: E402
 from k2ref import moe, quant, rope  # noqa: E402
 from k2ref.trace import Trace, stages  # noqa: E402
+from scripts import compare_transformers  # noqa: E402
+from scripts.checkpoints.oracle import read_weights, reference_model, run  # noqa: E402
+from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 U = 2.0**-24  # the unit roundoff of float32

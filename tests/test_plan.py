@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
 from k2ref import attention, disk, memory, plan, rates, stream
 from k2ref.config import Config
+from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
 K2 = Config.from_dict(json.loads(OFFICIAL.read_text(encoding="utf-8")))

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import FP8, INT4, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2ref import layout, quantization
 from k2ref.config import Config, ConfigError
+from scripts.checkpoints.small import FP8, INT4, tiny_config
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 ARGS = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}

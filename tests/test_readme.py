@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_generated_parts_are_up_to_date():
-    check = [sys.executable, "scripts/make_readme.py", "--check"]
+    check = [sys.executable, "-m", "scripts.docs.make_readme", "--check"]
     run = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr + f" (kernels: {ops.kernels_name()})"
 

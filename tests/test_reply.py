@@ -99,7 +99,7 @@ def test_an_end_of_thinking_that_comes_later_ends_nothing():
 
 
 def test_the_documented_cases_are_those_that_are_tested():
-    check = [sys.executable, str(ROOT / "scripts" / "make_parsing.py"), "--check"]
+    check = [sys.executable, "-m", "scripts.docs.make_parsing", "--check"]
     run = subprocess.run(check, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert set(ELSEWHERE) <= {*CASES, *FORGOTTEN} and set(CUT_OFF) <= set(CASES)

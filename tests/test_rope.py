@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2ref import rope
 from k2ref.config import Config
+from scripts.checkpoints.small import tiny_config
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 U = 2.0**-24  # the unit roundoff of float32

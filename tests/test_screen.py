@@ -9,7 +9,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from test_terminal import Screen
@@ -21,6 +20,7 @@ from k2ref.cli import main
 from k2ref.conversation import Context
 from k2ref.events import CallArguments, CallBegin, Content, Thinking, ToolResult
 from k2ref.screen import line, note, report, shown
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 SOURCES = Path(k2ref.__file__).parent
 EVIL = "a\x1b[2J\x1b]0;pwned\x07b\x9b31m\u202egpj.exe\u2066\u2069\u2028\U000E0041\x7f\x08"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
 from conftest import COMPILED
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ import k2ref
 from k2ref import memory, session
 from k2ref.conversation import Context, chat
 from k2ref.session import SessionError, fingerprint, load, save
+from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and file rights of POSIX")
 MESSAGES = [{"role": "user", "content": "37+58="}, {"role": "assistant", "content": "95 城"}]

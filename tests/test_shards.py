@@ -6,13 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from checkpoints import (
-    make_header,
-    random_tensors,
-    tiny_config,
-    write_checkpoint,
-    write_safetensors,
-)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import open_dir, refused
@@ -20,6 +13,13 @@ from refusals import open_dir, refused
 import k2ref
 from k2ref.checkpoint import Checkpoint, CheckpointError
 from k2ref.config import Config
+from scripts.checkpoints.small import (
+    make_header,
+    random_tensors,
+    tiny_config,
+    write_checkpoint,
+    write_safetensors,
+)
 
 NORM = "model.layers.0.input_layernorm.weight"
 

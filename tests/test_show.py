@@ -8,7 +8,6 @@ import re
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS
 from conftest import COMPILED
 from scripted import answer, calling, script
 
@@ -17,6 +16,7 @@ from k2ref import readings, sampling, show
 from k2ref.cli import main
 from k2ref.recording import Recording
 from k2ref.trace import Trace
+from scripts.checkpoints.small import LAYOUTS
 
 NASTY = "</script><img src=x onerror=alert(1)><!-- & \u2028"
 DTYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "f4": np.float32}

@@ -8,12 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
-from screenshot import browser, view
 from test_show import NASTY, data_of, record
 
 import k2ref
 from k2ref import readings, show
 from k2ref.tokenizer import Tokenizer
+from scripts.figures.screenshot import browser, view
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("selenium")

@@ -14,7 +14,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS, tiny_config, write_checkpoint
 from conftest import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from k2ref.meter import Meter
 from k2ref.pages import PAGE, File
 from k2ref.residency import Extent
 from k2ref.trace import Trace
+from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 N = 24
 IDS = np.random.default_rng(5).integers(0, 512, N)

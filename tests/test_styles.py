@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from checkpoints import write_checkpoint
 from test_template import small_tokenizer
 
 import k2ref
@@ -16,6 +15,7 @@ from k2ref import styles
 from k2ref.cli import main
 from k2ref.config import Config
 from k2ref.styles import STYLES, style_for, style_of
+from scripts.checkpoints.small import write_checkpoint
 
 DATA = Path(__file__).parent / "data"
 THINK = {"<|im_end|>": 163586, "<think>": 163606}

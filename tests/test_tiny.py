@@ -7,17 +7,16 @@ import random
 import re
 from pathlib import Path
 
-import eval_tiny
 import numpy as np
 import pytest
-import tiny_golden
-import tiny_sums
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
 import k2ref
 from k2ref import quant
+from scripts.tiny import answers, evaluate
+from scripts.tiny.lessons import sums
 
 HERE = Path(__file__).parent
 TINY = Path(k2ref.__file__).parent / "tiny"
@@ -157,23 +156,23 @@ def test_every_expert_is_a_fixed_point_of_the_rounding_it_was_trained_with(model
 
 
 def test_golden_answers(model):
-    golden = json.loads(tiny_golden.GOLDEN.read_text(encoding="utf-8"))
-    assert [(case["tools"], case["questions"]) for case in golden] == tiny_golden.CASES
+    golden = json.loads(answers.GOLDEN.read_text(encoding="utf-8"))
+    assert [(case["tools"], case["questions"]) for case in golden] == answers.CASES
     for case in golden:
-        found = tiny_golden.play(model, case["tools"], case["questions"])
+        found = answers.play(model, case["tools"], case["questions"])
         assert found == case["written"], case["questions"]
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name, least", LEAST.items())
 def test_held_out_cases(model, name, least):
-    right, n, wrong = eval_tiny.simple(eval_tiny.Player(model, 0.0), name, N_CASES)
+    right, n, wrong = evaluate.simple(evaluate.Player(model, 0.0), name, N_CASES)
     assert right >= least, wrong
 
 
 def test_a_wrong_answer_counts_as_wrong(model):
-    exchange = tiny_sums.one_step(random.Random(1), held_out=True)
-    player = eval_tiny.Player(model, 0.0)
+    exchange = sums.one_step(random.Random(1), held_out=True)
+    player = evaluate.Player(model, 0.0)
     assert not player.play(dataclasses.replace(exchange, content="4"))[1]
     other = dataclasses.replace(exchange, calls=[("", "no_such_tool", "{}", "")])
     assert player.play(other)[0] == 0
@@ -183,17 +182,17 @@ def test_a_wrong_answer_counts_as_wrong(model):
     ("Plah has 5 apples left.", True, True), ("Noah has 6 apples left.", True, False),
     ("Noah has 5 pears left.", True, False), ("", True, False)])
 def test_a_row_says_how_much_must_be_right(text, calls, end):
-    exchange = dataclasses.replace(tiny_sums.one_step(random.Random(1)),
+    exchange = dataclasses.replace(sums.one_step(random.Random(1)),
                                    content="Noah has 5 apples left.")
-    assert eval_tiny.is_enough("calls", exchange, text) == calls
-    assert eval_tiny.is_enough("end", exchange, text) == end
-    assert not eval_tiny.is_enough("all", exchange, text)
+    assert evaluate.is_enough("calls", exchange, text) == calls
+    assert evaluate.is_enough("end", exchange, text) == end
+    assert not evaluate.is_enough("all", exchange, text)
 
 
 @pytest.mark.oracle
 def test_transformers_gives_the_same_logits(model):
     pytest.importorskip("transformers")
-    import oracle
+    from scripts.checkpoints import oracle
 
     prompt = k2ref.render(model.tokenizer, [{"role": "user", "content": "What is 604 + 7?"}])
     ids = list(prompt) + list(k2ref.generate(model, prompt, temperature=0))

@@ -4,42 +4,44 @@ import json
 import random
 import re
 
-import eval_tiny
 import pytest
-import tiny_columns
-import tiny_compare
-import tiny_data
-import tiny_facts
-import tiny_lookups
-import tiny_phrases
-import tiny_problems
-import tiny_stories
-import tiny_sums
-import tiny_talk
-import tiny_tools
-import tiny_words
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2ref import demonstration, history, schema
+from scripts.tiny import evaluate
+from scripts.tiny.lessons import (
+    columns,
+    comparisons,
+    lessons,
+    lookups,
+    phrases,
+    problems,
+    stories,
+    sums,
+    talk,
+)
+from scripts.tiny.lessons import facts as tiny_facts
+from scripts.tiny.lessons import tools as tiny_tools
+from scripts.tiny.lessons import words as tiny_words
 
 SEEDS = st.integers(0, 2**32)
-INTENTS = list(tiny_data.INTENTS)
+INTENTS = list(lessons.INTENTS)
 PHRASINGS = {
-    **tiny_facts.PHRASINGS, "again": tiny_facts.AGAIN, "ask": tiny_lookups.ASK,
-    "look up": tiny_lookups.LOOK, "lookups": tiny_lookups.SUMS, "go": tiny_lookups.GO,
-    "story": tiny_stories.STORY, "joke": tiny_talk.ASK_JOKE, "hello": tiny_talk.HELLOS,
-    "thanks": tiny_talk.THANKS, "bye": tiny_talk.BYES, "who": tiny_talk.WHO, "can": tiny_talk.CAN,
-    "unknown": tiny_talk.ASK_TOPIC, "repeat": tiny_talk.REPEAT,
+    **tiny_facts.PHRASINGS, "again": tiny_facts.AGAIN, "ask": lookups.ASK,
+    "look up": lookups.LOOK, "lookups": lookups.SUMS, "go": lookups.GO,
+    "story": stories.STORY, "joke": talk.ASK_JOKE, "hello": talk.HELLOS,
+    "thanks": talk.THANKS, "bye": talk.BYES, "who": talk.WHO, "can": talk.CAN,
+    "unknown": talk.ASK_TOPIC, "repeat": talk.REPEAT,
 }
 
 SUMS = {  # kind: the lists that one phrasing is drawn from
-    "sum": [tiny_phrases.FRAMES, *tiny_phrases.OWN.values()],
-    "chain": list(tiny_phrases.CHAINS.values()), "now": [tiny_phrases.NOW],
-    "compare it": [tiny_compare.LARGER, tiny_compare.SMALLER],
+    "sum": [phrases.FRAMES, *phrases.OWN.values()],
+    "chain": list(phrases.CHAINS.values()), "now": [phrases.NOW],
+    "compare it": [comparisons.LARGER, comparisons.SMALLER],
 }
-SUM_INTENTS = [tiny_sums.one_step, tiny_sums.word_problem, tiny_sums.chain, tiny_sums.columns,
-               tiny_sums.no_calculator, tiny_compare.compare]
+SUM_INTENTS = [sums.one_step, sums.word_problem, sums.chain, sums.columns,
+               sums.no_calculator, comparisons.compare]
 
 
 def name_of(intent):
@@ -52,7 +54,7 @@ def test_an_exchange_holds_only_its_side_of_the_split(intent, seed, held_out):
     exchange = intent(random.Random(seed), held_out)
     assert exchange.held
     for kind, text in exchange.held:
-        if kind not in tiny_data.UNSPLIT:
+        if kind not in lessons.UNSPLIT:
             assert tiny_words.is_held_out(kind, text) == held_out, (kind, text)
 
 
@@ -68,28 +70,28 @@ def test_no_placeholder_is_left(intent, seed):
 @given(SEEDS)
 def test_no_lesson_holds_anything_held_out(seed):
     rng = random.Random(seed)
-    for draw in (tiny_data.lesson, tiny_data.window):
-        assert tiny_data.held_out(draw(rng)[2])[1] == []
+    for draw in (lessons.lesson, lessons.window):
+        assert lessons.held_out(draw(rng)[2])[1] == []
 
 
 def test_held_out_finds_what_is_held_out():
-    exchange = tiny_sums.one_step(random.Random(0), held_out=True)
-    held, bad = tiny_data.held_out([exchange])
+    exchange = sums.one_step(random.Random(0), held_out=True)
+    held, bad = lessons.held_out([exchange])
     assert bad == held and len(held) == 2
 
 
 @pytest.mark.thorough
 def test_no_question_of_the_evaluation_is_in_20000_lessons():
-    asked, rng = eval_tiny.questions(50), random.Random("lessons")
+    asked, rng = evaluate.questions(50), random.Random("lessons")
     assert len(asked) > 800
     for _ in range(20_000):
-        for exchange in tiny_data.lesson(rng)[2]:
+        for exchange in lessons.lesson(rng)[2]:
             assert exchange.question not in asked
 
 
 @given(SEEDS)
 def test_every_call_is_to_a_declared_tool_and_fits_its_schema(seed):
-    messages, tools, _ = tiny_data.lesson(random.Random(seed))
+    messages, tools, _ = lessons.lesson(random.Random(seed))
     declared = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     assert len(declared) == len(tools)
     for message in messages:
@@ -100,13 +102,13 @@ def test_every_call_is_to_a_declared_tool_and_fits_its_schema(seed):
 
 @given(SEEDS)
 def test_ids_of_a_lesson_are_those_that_the_official_api_gives(seed):
-    messages, _, _ = tiny_data.lesson(random.Random(seed))
+    messages, _, _ = lessons.lesson(random.Random(seed))
     assert history.rename_calls(messages) == messages
 
 
 @given(SEEDS)
 def test_ids_of_a_window_count_on(seed):
-    messages, _, _ = tiny_data.window(random.Random(seed))
+    messages, _, _ = lessons.window(random.Random(seed))
     ids = [call["id"] for message in messages for call in message.get("tool_calls", ())]
     counts = [int(id.rsplit(":", 1)[1]) for id in ids]
     assert counts == list(range(counts[0], counts[0] + len(ids)))
@@ -121,7 +123,7 @@ def test_the_tools_of_the_demonstration_are_among_those_of_the_lessons():
 
 @given(SEEDS)
 def test_calculations_are_those_of_the_demonstration(seed):
-    exchange = tiny_sums.chain(random.Random(seed))
+    exchange = sums.chain(random.Random(seed))
     for call in exchange.calls:
         assert demonstration.calculator(tiny_tools.argument(call)) == call[3]
     assert exchange.content == f"The result is {exchange.calls[-1][3]}."
@@ -129,7 +131,7 @@ def test_calculations_are_those_of_the_demonstration(seed):
 
 @given(SEEDS)
 def test_one_step_gives_the_result_of_the_calculator(seed):
-    exchange = tiny_sums.one_step(random.Random(seed))
+    exchange = sums.one_step(random.Random(seed))
     (call,) = exchange.calls
     assert exchange.content == f"{tiny_tools.argument(call)} = {call[3]}"
     assert demonstration.calculator(tiny_tools.argument(call)) == call[3]
@@ -137,7 +139,7 @@ def test_one_step_gives_the_result_of_the_calculator(seed):
 
 @given(st.integers(0, 9999), st.integers(0, 9999))
 def test_solve_writes_the_sum_and_is_told_apart_by_the_pair_alone(a, b):
-    thinking, content = tiny_columns.solve(a, b)
+    thinking, content = columns.solve(a, b)
     assert content == f"{a} + {b} = {a + b}"
     assert int(re.search(r"write (\d+)$", thinking)[1]) == a + b
     first, padded, named, *_ = thinking.split("\n")
@@ -145,14 +147,14 @@ def test_solve_writes_the_sum_and_is_told_apart_by_the_pair_alone(a, b):
     x, y = padded.split(" + ")
     assert len(x) == len(y) and (int(x), int(y)) == (a, b)
     assert re.findall(r"\w+ (\d) \+ (\d)", named) == list(zip(x, y, strict=True))
-    assert tiny_columns.is_held_out(a, b) == tiny_columns.is_held_out(b, a)
+    assert columns.is_held_out(a, b) == columns.is_held_out(b, a)
 
 
 @given(SEEDS, st.booleans())
 def test_columns_draws_its_pair_from_the_wanted_side(seed, held_out):
-    exchange = tiny_sums.columns(random.Random(seed), held_out)
+    exchange = sums.columns(random.Random(seed), held_out)
     a, b = map(int, re.match(r"(\d+) \+ (\d+)", exchange.thinking).groups())
-    assert tiny_columns.is_held_out(a, b) == held_out
+    assert columns.is_held_out(a, b) == held_out
     assert exchange.content == f"{a} + {b} = {a + b}"
 
 
@@ -178,14 +180,14 @@ def test_a_phrasing_of_a_test_stands_in_the_patterns_as_it_is(seed, kind):
 @given(SEEDS, st.booleans())
 def test_a_person_may_be_anybody_in_a_lesson_and_is_of_the_list_in_a_test(seed, held_out):
     rng = random.Random(seed)
-    people = [tiny_sums.person(rng, held_out) for _ in range(30)]
+    people = [sums.person(rng, held_out) for _ in range(30)]
     assert all(tiny_words.is_held_out("person", one) == held_out for one in people)
     assert (set(people) <= set(tiny_words.PEOPLE)) == held_out
 
 
 @given(SEEDS, st.booleans())
 def test_a_chain_quotes_the_steps_of_its_question_in_order(seed, held_out):
-    exchange = tiny_sums.chain(random.Random(seed), held_out)
+    exchange = sums.chain(random.Random(seed), held_out)
     place, question = 0, exchange.question.lower()
     for thinking, *_ in exchange.calls:
         phrase = re.search(r" (?:First|Next) (.*):", thinking)[1]
@@ -194,7 +196,7 @@ def test_a_chain_quotes_the_steps_of_its_question_in_order(seed, held_out):
 
 @given(SEEDS, st.booleans())
 def test_a_word_problem_is_answered_as_its_question_is_put(seed, held_out):
-    exchange = tiny_sums.word_problem(random.Random(seed), held_out)
+    exchange = sums.word_problem(random.Random(seed), held_out)
     (call,) = exchange.calls
     result = tiny_tools.argument(call)
     assert demonstration.calculator(result) == call[3]
@@ -219,9 +221,9 @@ def test_sums_are_asked_for_in_hundreds_of_ways_on_both_sides(kind):
 @pytest.mark.parametrize("op", "+-*/")
 def test_problems_have_many_variants_on_both_sides(op):
     rng = random.Random(op)
-    drawn = {held_out: {tiny_problems.problem(rng, op, held_out)[0] for _ in range(2000)}
+    drawn = {held_out: {problems.problem(rng, op, held_out)[0] for _ in range(2000)}
              for held_out in (False, True)}
-    assert min(map(len, drawn.values())) > 1000 and len(tiny_problems.patterns(op)) >= 100
+    assert min(map(len, drawn.values())) > 1000 and len(problems.patterns(op)) >= 100
     both = drawn[True] | drawn[False]
     assert not [text for text in both if re.search(r"[][|<>]|  | [?.,]", text)]
 
@@ -235,7 +237,7 @@ def test_a_question_about_sums_has_no_double_space_and_no_brackets(intent, seed,
 
 @given(SEEDS)
 def test_compare_is_right(seed):
-    exchange = tiny_compare.compare(random.Random(seed))
+    exchange = comparisons.compare(random.Random(seed))
     x, sign, y = re.search(r"So (\d+) ([<>]) (\d+)\.", exchange.thinking).groups()
     assert (int(x) > int(y)) == (sign == ">") and x != y
     a, b = next(text for kind, text in exchange.held if kind == "pair").split()
@@ -246,16 +248,16 @@ def test_compare_is_right(seed):
 
 @given(SEEDS, st.booleans())
 def test_right_story_takes_what_the_grammar_tells_and_no_other_subject(seed, held_out):
-    exchange = tiny_stories.story(random.Random(seed), held_out)
+    exchange = stories.story(random.Random(seed), held_out)
     subject = dict(exchange.held)["hero"]
-    assert eval_tiny.right_story(exchange, exchange.content)
-    assert not eval_tiny.right_story(exchange, exchange.content.replace(subject, "unicorn"))
-    assert not eval_tiny.right_story(exchange, exchange.content + " And so")
+    assert evaluate.right_story(exchange, exchange.content)
+    assert not evaluate.right_story(exchange, exchange.content.replace(subject, "unicorn"))
+    assert not evaluate.right_story(exchange, exchange.content + " And so")
 
 
 @given(SEEDS, st.integers(1, 12), st.sampled_from(["number", "word", "code", "name", "noun"]))
 def test_each_page_of_a_trail_names_the_next(seed, n_pages, style):
-    exchange = tiny_lookups.trail(random.Random(seed), True, n_pages, style)
+    exchange = lookups.trail(random.Random(seed), True, n_pages, style)
     pages = [tiny_tools.argument(call) for call in exchange.calls]
     assert len(pages) == n_pages
     assert pages[0] in exchange.question
@@ -295,7 +297,7 @@ def test_a_phrasing_means_one_thing_but_for_names_that_a_tool_may_know():
 
 @given(SEEDS, st.booleans())
 def test_what_is_to_be_repeated_ends_the_question_or_stands_before_its_mark(seed, held_out):
-    exchange = tiny_talk.repeat(random.Random(seed), held_out)
+    exchange = talk.repeat(random.Random(seed), held_out)
     assert exchange.question.rstrip("?").endswith(" " + exchange.content)
 
 
@@ -310,10 +312,10 @@ def test_same_call_lets_sums_be_turned_round_and_nothing_else():
 
     def same(text, wanted, name="calc"):
         reply = Reply(Call(name, json.dumps({"x": text})))
-        return eval_tiny.same_call(reply, ("", "calc", json.dumps({"x": wanted}), ""))
+        return evaluate.same_call(reply, ("", "calc", json.dumps({"x": wanted}), ""))
 
     assert same("3 + 4", "3 + 4") and same("4 + 3", "3 + 4") and same("4 * 3", "3 * 4")
     assert not same("4 - 3", "3 - 4") and not same("4 + 3", "3 * 4")
     assert not same("3 + 4", "3 + 4", name="compute")
-    assert not eval_tiny.same_call(Reply(), ("", "calc", "{}", ""))
-    assert not eval_tiny.same_call(Reply(Call("calc", "{")), ("", "calc", "{}", ""))
+    assert not evaluate.same_call(Reply(), ("", "calc", "{}", ""))
+    assert not evaluate.same_call(Reply(Call("calc", "{")), ("", "calc", "{}", ""))

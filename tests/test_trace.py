@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUTS
 from conftest import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ import k2ref
 from k2ref import trace
 from k2ref.atomic import require_file
 from k2ref.trace import Trace, first_difference
+from scripts.checkpoints.small import LAYOUTS
 
 IDS = [5, 3, 200, 7]
 ATTENTION = ["h", "q_nope", "q_rope", "c_kv", "k_rope", "heads", "out"]

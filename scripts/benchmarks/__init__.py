@@ -1,0 +1,1 @@
+"""What bench.py and bench_stream.py measure."""

@@ -1,0 +1,1 @@
+"""Checks on other systems and compilers."""

@@ -1,0 +1,1 @@
+"""Damaged files, hostile replies and odd commands, made up by the thousand."""

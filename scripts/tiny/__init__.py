@@ -1,0 +1,1 @@
+"""How the embedded model was taught: its data, its training, its evaluation."""

@@ -1,0 +1,1 @@
+"""What the embedded model was taught: one file for each kind of question, and what they share."""
