@@ -1,7 +1,7 @@
 """A model that says what a test has written for it: only the draw of the next token is replaced.
 
 Prompts are rendered, read into a real cache, replies stop at the real stop ids, are parsed, and go
-through the real loop. `tests/test_trail.py` is where the embedded model does it without a script.
+through the real loop. In `tests/tools/test_trail.py` the embedded model does it without a script.
 """
 
 import itertools

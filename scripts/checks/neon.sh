@@ -31,7 +31,7 @@ build() {
     shift
     "$@" -O3 -std=gnu11 -ffp-contract=fast -Wall -Wextra -Wno-psabi -Wno-unused-function \
         -Wno-unused-parameter -Wno-unused-local-typedefs -Wno-unknown-pragmas \
-        tests/kernel_driver.c -o "$place/$name" -lm 2>"$place/log" \
+        tests/native/kernel_driver.c -o "$place/$name" -lm 2>"$place/log" \
         || { cat "$place/log"; echo "check_neon: $name does not compile"; exit 1; }
     # Of a static program the linker says that dlopen in libgomp needs the shared libraries.
     if grep -q 'warning:.*\[-W' "$place/log"; then cat "$place/log"; failed=1; fi
@@ -43,14 +43,14 @@ check() {
     shift 3
     printf '%-26s %-9s ' "$name" "$path"
     "$@" "$place/$name" "$path" 2 "$place/cases" "$place/results" || { failed=1; return; }
-    "$python" tests/kernel_cases.py compare "$place/$expected.npz" "$place/results" || failed=1
+    "$python" tests/native/kernel_cases.py compare "$place/$expected.npz" "$place/results" || failed=1
 }
 
 own=
 if grep -qw avx512_vnni /proc/cpuinfo; then own="vnni"; fi
 if grep -qw amx_bf16 /proc/cpuinfo; then own="$own amx"; fi
 for path in avx2 portable $own; do
-    K2REF_KERNELS=$path "$python" tests/kernel_cases.py write "$place/cases" "$place/$path.npz"
+    K2REF_KERNELS=$path "$python" tests/native/kernel_cases.py write "$place/cases" "$place/$path.npz"
 done
 paths="avx2"
 if grep -qw avx512bw /proc/cpuinfo; then paths="avx2 avx512"; fi

@@ -18,7 +18,7 @@ grep -q 'boundscheck=True' k2ref/_kernels.pyx || { echo "no bounds checks to swi
 # Optimised code merges what a sanitizer would tell apart, and takes minutes to compile with one.
 sed -i 's/"-O3"/"-O1", "-g"/' setup.py
 sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-emulate="-DEMULATED_TILES='\"../tests/emulated_tiles.h\"'"
+emulate="-DEMULATED_TILES='\"../tests/native/emulated_tiles.h\"'"
 CC=gcc CFLAGS="$sanitize $emulate" LDFLAGS="$sanitize" "$python" setup.py -q build_ext --inplace
 
 # Python itself has no sanitizer in it, so the library must be there before it; its own leaks are not ours.

@@ -6,7 +6,7 @@
     ```c          after `<!-- source: _linear.h "first" .. "last" -->`: the lines from one that
                   contains the first text to the next one that contains the last
     ```python     after `<!-- mine: tests/test_moe.py -->`: the answer of an exercise, which
-                  tests/test_docs.py runs; after `<!-- not run: why -->`: neither
+                  tests/docs/test_docs.py runs; after `<!-- not run: why -->`: neither
 
 `examine` returns the page as it should be and a fault for every place where it is not. Pages run in
 a directory of links to what is at the top of the repository, so that what they write goes with it.

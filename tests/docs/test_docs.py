@@ -14,7 +14,7 @@ from k2ref import ops
 from scripts.docs import blocks as doc_blocks
 from scripts.docs import links, make_docs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 WIDE = {"parsing.md", "streaming-notes.md", "traps.md"}  # older than the limit of 100 characters

@@ -1,7 +1,7 @@
 """Write cases for kernel_driver.c, and hold two files of its results together, bit by bit.
 
-    python tests/kernel_cases.py write CASES EXPECTED.npz
-    python tests/kernel_cases.py compare EXPECTED.npz RESULTS
+    python tests/native/kernel_cases.py write CASES EXPECTED.npz
+    python tests/native/kernel_cases.py compare EXPECTED.npz RESULTS
 
 What is expected is what k2ref's own kernels make of the cases, on the path of K2REF_KERNELS.
 """

@@ -45,7 +45,7 @@ from k2ref.reply import (
 from k2ref.template import render
 from k2ref.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def tokenizer_of(tokens, without=(), style=None):

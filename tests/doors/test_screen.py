@@ -9,10 +9,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from cli.test_terminal import Screen
+from cli.test_terminal import shown as printed
 from hypothesis import given
 from hypothesis import strategies as st
-from test_terminal import Screen
-from test_terminal import shown as printed
 
 import k2ref
 from k2ref import screen, session

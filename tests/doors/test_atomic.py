@@ -14,7 +14,7 @@ from k2ref import atomic
 from k2ref.atomic import replacing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="locks and rights of POSIX")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOBODY = 999_999_999  # more than any system numbers its processes to
 
 

@@ -18,7 +18,7 @@ from k2ref import CheckpointError
 from k2ref.config import Config, ConfigError, Yarn
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
-CONFIGS = Path(__file__).parent / "data" / "configs"
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 FP8_MODELS = ("Kimi-K2-Base", "Kimi-K2-Instruct", "Kimi-K2-Instruct-0905")
 NESTED_MODELS = ("Kimi-K2.5", "Kimi-K2.6", "Kimi-K2.7-Code")
 ALL_MODELS = FP8_MODELS + NESTED_MODELS + ("Kimi-K2-Thinking",)

@@ -18,7 +18,7 @@ from k2ref import quant
 from scripts.tiny import answers, evaluate
 from scripts.tiny.lessons import sums
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TINY = Path(k2ref.__file__).parent / "tiny"
 SHARD = "model-00001-of-000001.safetensors"
 FIRST_SPECIAL = 163584  # of the official vocabulary; ours begins at vocab_size - 256

@@ -2,7 +2,7 @@
  *
  *   kernel_driver PATH THREADS CASES RESULTS
  *
- * CASES is what tests/kernel_cases.py writes: for each case eight 64-bit numbers (kind, then sizes)
+ * CASES is what tests/native/kernel_cases.py writes: for each case eight 64-bit numbers (kind, then sizes)
  * and its arrays. RESULTS are the float32 results, one after another. All of it is little-endian.
  */
 

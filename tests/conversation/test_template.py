@@ -14,7 +14,7 @@ from k2ref.styles import STYLES, ChatError
 from k2ref.template import render
 from k2ref.tokenizer import Tokenizer, TokenizerError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "chat_golden.json").read_text(encoding="utf-8"))
 GOLDEN_MOONLIGHT = json.loads((DATA / "moonlight_golden.json").read_text(encoding="utf-8"))
 NAMES = {offset: name for name, offset in SPECIAL_TOKENS.items()}

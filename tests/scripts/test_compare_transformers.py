@@ -19,8 +19,8 @@ from k2ref.trace import Trace
 from scripts import compare_transformers
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
-OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
-GOLDEN = Path(__file__).parent / "data" / "golden"
+OFFICIAL = Path(__file__).parents[1] / "data" / "configs" / "Kimi-K2-Thinking.json"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY = Path(k2ref.__file__).parent / "tiny"
 
 

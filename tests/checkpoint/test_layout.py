@@ -10,7 +10,7 @@ from k2ref import layout
 from k2ref.config import Config
 from scripts.checkpoints.small import tiny_config
 
-CONFIGS = Path(__file__).parent / "data" / "configs"
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 
 
 def official(name: str) -> Config:

@@ -16,7 +16,7 @@ from scripts import make_checkpoint
 from scripts.checkpoints import noise
 from scripts.checkpoints.small import tiny_config
 
-CONFIGS = Path(__file__).parent / "data" / "configs"
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from k2ref import attention, disk, memory, plan, rates, stream
 from k2ref.config import Config
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
-OFFICIAL = Path(__file__).parent / "data" / "configs" / "Kimi-K2-Thinking.json"
+OFFICIAL = Path(__file__).parents[1] / "data" / "configs" / "Kimi-K2-Thinking.json"
 K2 = Config.from_dict(json.loads(OFFICIAL.read_text(encoding="utf-8")))
 BYTE_RATES = {"bf16": 50e9, "int4": 40e9, "fp8": 45e9}
 

@@ -20,7 +20,7 @@ from scripts.checkpoints.small import tiny_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 fuzz = (pytest.importorskip("scripts.checks.fuzz.run") if sys.platform == "linux" else None)
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def swell(where):

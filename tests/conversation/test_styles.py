@@ -17,7 +17,7 @@ from k2ref.config import Config
 from k2ref.styles import STYLES, style_for, style_of
 from scripts.checkpoints.small import write_checkpoint
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 THINK = {"<|im_end|>": 163586, "<think>": 163606}
 
 

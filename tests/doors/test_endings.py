@@ -66,7 +66,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def talker(*args):
     """The command, with a model that says 300 words, one after the other."""
-    return [sys.executable, "-c", TALKER, os.path.dirname(__file__), *args, SUM]
+    return [sys.executable, "-c", TALKER, os.path.dirname(os.path.dirname(__file__)), *args, SUM]
 
 
 def talk(*args):

@@ -413,7 +413,7 @@ def test_a_directory_that_cannot_be_synced_is_no_failure(model, saved, monkeypat
 
 FULL_DISK = """
 import resource, signal, sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths}
 import conftest, k2ref, test_session
 from k2ref import session
 model = k2ref.load(threads=1)
@@ -425,12 +425,13 @@ try:
 except OSError as error:
     print(error.strerror)
 """
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def child(text, path, **options):
     """Start a process that runs the text with a session's path in it."""
-    program = text.format(tests=str(HERE), root=str(HERE.parent), path=str(path))
+    program = text.format(paths=[str(ROOT), str(ROOT / "tests"), os.path.dirname(__file__)],
+                          path=str(path))
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
                             **options)
 
@@ -469,7 +470,7 @@ def test_a_read_only_directory_is_an_error_and_the_session_stays(model):
 
 ENDLESS = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths}
 import k2ref
 from k2ref import session
 model = k2ref.load(threads=1)

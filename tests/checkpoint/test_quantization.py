@@ -14,7 +14,7 @@ from k2ref import layout, quantization
 from k2ref.config import Config, ConfigError
 from scripts.checkpoints.small import FP8, INT4, tiny_config
 
-CONFIGS = Path(__file__).parent / "data" / "configs"
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 ARGS = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}
 WHERE = {"": (), "group": ("config_groups", "group_0"),
          "weights": ("config_groups", "group_0", "weights")}  # fmt: skip
