@@ -27,18 +27,19 @@ class OptionalBuildExt(build_ext):
               file=sys.stderr)
 
 
-def extension(name):
+def extension(path):
     # No -march=native: a wheel must run elsewhere; the kernels choose their path at run time.
     # No -ffast-math: the order of every sum is part of the contract.
     flags = [] if MSVC else ["-O3", "-std=gnu11", "-Wno-psabi", "-ffp-contract=fast"]
     macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
-    headers = sorted(str(p) for p in Path("k2ref").glob("*.h"))
-    return Extension(f"k2ref.{name}", [f"k2ref/{name}.pyx"], include_dirs=[numpy.get_include()],
+    headers = sorted(str(p) for p in Path("k2ref").rglob("*.h"))
+    name = ".".join(path.with_suffix("").parts)
+    return Extension(name, [str(path)], include_dirs=[numpy.get_include()],
                      define_macros=macros, extra_compile_args=flags, depends=headers)
 
 
-names = [path.stem for path in sorted(Path("k2ref").glob("_*.pyx"))]
+paths = sorted(Path("k2ref").rglob("_*.pyx"))
 setup(
-    ext_modules=cythonize([extension(name) for name in names], language_level=3),
+    ext_modules=cythonize([extension(path) for path in paths], language_level=3),
     cmdclass={"build_ext": OptionalBuildExt},
 )

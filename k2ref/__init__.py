@@ -7,22 +7,23 @@
         print(event)
 """
 
-from k2ref import endings  # noqa: F401  first, as what follows takes a while: Ctrl-C may come
+from k2ref.doors import endings  # noqa: F401  first, as what follows takes a while: Ctrl-C may come
 
 # isort: split
-from k2ref import events, ops, quant, trace
-from k2ref.agent import Agent
+from k2ref import ops, quant, trace
 from k2ref.attention import KVCache
-from k2ref.checkpoint import CheckpointError
-from k2ref.config import Config, ConfigError
-from k2ref.conversation import Context, chat
-from k2ref.generate import generate
+from k2ref.checkpoint.config import Config, ConfigError
+from k2ref.checkpoint.weights import CheckpointError
+from k2ref.conversation import events
+from k2ref.conversation.chat import Context, chat
+from k2ref.conversation.reply import Reply, ReplyParser, ToolCall, parse
+from k2ref.conversation.session import SessionError
+from k2ref.conversation.template import ChatError, render
+from k2ref.generation import generate
 from k2ref.model import Model, forward, load
-from k2ref.reply import Reply, ReplyParser, ToolCall, parse
-from k2ref.schema import ToolError
-from k2ref.session import SessionError
-from k2ref.template import ChatError, render
 from k2ref.tokenizer import Decoder, Tokenizer, TokenizerError
+from k2ref.tools.agent import Agent
+from k2ref.tools.schema import ToolError
 
 __version__ = "0.1.0"
 __all__ = [

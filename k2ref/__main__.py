@@ -2,6 +2,6 @@
 
 import sys
 
-from k2ref.cli import main
+from k2ref.cli.main import main
 
 sys.exit(main())

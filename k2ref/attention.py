@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from k2ref import memory, ops
+from k2ref import ops
 from k2ref.quant import bf16_to_f32, f32_to_bf16
 from k2ref.rope import rotate
+from k2ref.streaming import memory
 
 KEY_BLOCK = 256  # the kernel takes keys in blocks at multiples of this position
 LANES = 16  # a cache row is padded with zeros to whole vectors

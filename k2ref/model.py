@@ -6,8 +6,6 @@ everything between token ids and logits. There is no batch axis: one sequence of
 Chapter 11.
 """
 
-import os
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from k2ref import attention as attn
-from k2ref import intake, ops, styles
 from k2ref import moe as experts
+from k2ref import ops
 from k2ref.attention import KVCache
-from k2ref.checkpoint import Checkpoint
-from k2ref.config import Config, ConfigError
-from k2ref.fields import check_token_ids
-from k2ref.pages import File
+from k2ref.checkpoint.companions import read_small_files
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint
 from k2ref.quant import bf16_to_f32
 from k2ref.rope import cos_sin
-from k2ref.sampling import Settings, not_done
-from k2ref.stream import STREAM_FROM, Stream
+from k2ref.streaming.pages import File
+from k2ref.streaming.stream import STREAM_FROM, Stream
 from k2ref.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "tiny"
@@ -125,39 +122,6 @@ def bind_layer(checkpoint, config, i):
     return Layer(checkpoint.vector(at + "input_layernorm.weight", D),
                  attn.bind(checkpoint, config, at + "self_attn."),
                  checkpoint.vector(at + "post_attention_layernorm.weight", D), mlp)
-
-
-def read_small_files(path, config, style=None):
-    """Read what is beside config.json and the shards: the tokenizer, and generation_config.json.
-
-    Path, Config, str -> Tokenizer or None, dict
-
-    Raises: ConfigError, TokenizerError
-    """
-    tokenizer = Tokenizer.from_dir(path) if os.path.lexists(path / "tiktoken.model") else None
-    if tokenizer is not None:
-        if tokenizer.n_vocab > config.vocab_size:
-            raise ConfigError(f"{path}: vocab_size is {config.vocab_size} in config.json, but the "
-                              f"tokenizer has {tokenizer.n_vocab} ids; use files of one checkpoint")
-        tokenizer.style = (styles.style_of(config, tokenizer, path) if style is None
-                           else styles.style_for(tokenizer, style).name)
-    file = path / "generation_config.json"
-    if not os.path.lexists(file):
-        return tokenizer, {}
-    values = intake.read_json(file, intake.MOST_CONFIG, ConfigError)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    try:
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            check_token_ids(name, values.get(name), config.vocab_size, name == "eos_token_id")
-        Settings(**{name: values[name] for name in Settings.__dataclass_fields__
-                    if values.get(name) is not None})
-    except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
-    if left_out := not_done(values):
-        warnings.warn(f"generation_config.json: k2ref does nothing about {', '.join(left_out)}; "
-                      "it writes as if they were not there", stacklevel=3)
-    return tokenizer, values
 
 
 def embed(model, ids):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from k2ref.intake import quoted
+from k2ref.doors.intake import quoted
 
 MOST_THREADS = 4096  # more than any machine has cores; a hundred thousand end most of them
 

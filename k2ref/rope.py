@@ -12,7 +12,7 @@ Chapter 06.
 import numpy as np
 
 from k2ref import ops
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 
 
 def inv_freq(config: Config) -> np.ndarray:

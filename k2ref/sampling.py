@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from k2ref.intake import quoted
+from k2ref.doors.intake import quoted
 
 # What else may decide over a token, with the value that is off (null always is). The fields are
 # those of GenerationConfig in transformers; greedy decoding is temperature 0 here.

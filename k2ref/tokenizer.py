@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from k2ref import intake
-from k2ref.intake import quoted
+from k2ref.doors import intake
+from k2ref.doors.intake import quoted
 
 bpe = None
 if os.environ.get("K2REF_KERNELS") != "numpy":

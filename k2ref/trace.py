@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from k2ref.atomic import replacing
+from k2ref.doors.atomic import replacing
 
 # Name, axes of one token's row, and what it is; a name with {i} stands in each layer that has it.
 STAGES = (

@@ -22,10 +22,11 @@ from statistics import median
 import numpy as np
 
 import k2ref
-from k2ref import memory, moe, ops
 from k2ref import model as model_module
-from k2ref.meter import Meter
-from k2ref.residency import Residency
+from k2ref import moe, ops
+from k2ref.streaming import memory
+from k2ref.streaming.meter import Meter
+from k2ref.streaming.residency import Residency
 from k2ref.trace import Trace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the rooms of scripts/

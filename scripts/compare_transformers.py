@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 import k2ref
-from k2ref import memory, moe, ops
+from k2ref import moe, ops
+from k2ref.streaming import memory
 from k2ref.trace import Trace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the rooms of scripts/

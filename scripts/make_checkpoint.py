@@ -27,15 +27,15 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from k2ref import layout
-from k2ref.checkpoint import Checkpoint
-from k2ref.config import STALE_INV_FREQ, Config
-from k2ref.shards import INDEX
+from k2ref.checkpoint import layout
+from k2ref.checkpoint.config import STALE_INV_FREQ, Config
+from k2ref.checkpoint.shards import INDEX
+from k2ref.checkpoint.weights import Checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the rooms of scripts/
 from scripts.checkpoints.noise import Noise  # noqa: E402
 
-TINY = Path(layout.__file__).parent / "tiny"
+TINY = Path(layout.__file__).parents[1] / "tiny"
 TOKENIZER_FILES = ("tiktoken.model", "tokenizer_config.json")
 N_SPECIAL = 256  # ids behind the vocabulary
 KINDS = ("embedding", "norms", "attention", "router", "shared_experts", "experts", "dense_mlp",

@@ -94,8 +94,8 @@ def put_in_place(file):
         spec.loader.exec_module(mine)
     except Exception as error:  # whatever is wrong with the file, it is the file's
         raise pytest.UsageError(f"--mine {file}: {type(error).__name__}: {error}") from None
-    names = [info.name for info in pkgutil.iter_modules(k2ref.__path__)]
-    rooms = [importlib.import_module(f"k2ref.{name}") for name in names if name[0] != "_"]
+    names = [info.name for info in pkgutil.walk_packages(k2ref.__path__, "k2ref.")]
+    rooms = [importlib.import_module(name) for name in names if "._" not in name]
     replaced = []
     for name, function in inspect.getmembers(mine, inspect.isfunction):
         if name.startswith("_") or function.__module__ != "mine":

@@ -2,8 +2,8 @@
 
 import pytest
 
-from k2ref.checkpoint import Checkpoint, CheckpointError
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint, CheckpointError
 
 
 def open_dir(path) -> Checkpoint:

@@ -4,7 +4,7 @@ The faulty ones are those that the parsers of vLLM, SGLang and llama.cpp test, o
 reported; `ELSEWHERE` says where. `docs/parsing.md` shows them all (scripts/docs/make_parsing.py).
 """
 
-from k2ref.events import Reply, ToolCall
+from k2ref.conversation.events import Reply, ToolCall
 
 # A call that is cut off is equal to the whole one (`complete` is not compared): CUT_OFF says which
 # cases have some, by their place among the calls.

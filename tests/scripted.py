@@ -7,10 +7,10 @@ through the real loop. In `tests/tools/test_trail.py` the embedded model does it
 import itertools
 import sys
 
-from k2ref.events import ToolCall
+from k2ref.conversation.events import ToolCall
 from k2ref.sampling import Choice
 
-GENERATE = sys.modules["k2ref.generate"]  # `k2ref.generate` is the function of that name
+GENERATE = sys.modules["k2ref.generation"]  # `k2ref.generate` is the function of that name
 
 
 class Script:

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from strategies import activations, attentions, matrix, n_threads, partitions, seeds
 
 import k2ref
-from k2ref import attention, cli, conversation, memory
+from k2ref import attention
 from k2ref.attention import KVCache
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
+from k2ref.cli import main as cli
+from k2ref.conversation import chat as conversation
 from k2ref.quant import bf16_to_f32, f32_to_bf16
+from k2ref.streaming import memory
 
 N = 30
 IDS = [(7 * i + 3) % 90 for i in range(N)]
@@ -117,7 +120,7 @@ def test_generate_makes_the_cache_that_is_asked_for(tiny_model, monkeypatch):
         made.append(KVCache(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(sys.modules["k2ref.generate"], "KVCache", noted)
+    monkeypatch.setattr(sys.modules["k2ref.generation"], "KVCache", noted)
     for asked in ({}, {"cache_dtype": "bf16"}):
         list(k2ref.generate(m, IDS, max_new_tokens=3, temperature=0, stop_ids=[], **asked))
     assert [(c.dtype, c.capacity) for c in made] == [("float32", N + 3), ("bf16", N + 3)]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref.generate import (
+from k2ref.checkpoint.styles import STYLES
+from k2ref.generation import (
     PREFILL_CHUNK,
     Token,
     default_settings,
@@ -18,9 +19,8 @@ from k2ref.generate import (
     prefill,
 )
 from k2ref.sampling import Choice, log_probabilities
-from k2ref.styles import STYLES
 
-module = sys.modules["k2ref.generate"]  # `k2ref.generate` is the function of that name
+module = sys.modules["k2ref.generation"]  # `k2ref.generate` is the function of that name
 W = 8  # words of the paper model
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import k2ref
 from k2ref import attention, moe, ops, quant
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 from k2ref.trace import Trace
 from scripts.checkpoints.small import (
     LAYOUTS,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2ref import rope
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 from scripts.checkpoints.small import tiny_config
 
 CONFIGS = Path(__file__).parent / "data" / "configs"

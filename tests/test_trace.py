@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import k2ref
 from k2ref import trace
-from k2ref.atomic import require_file
+from k2ref.doors.atomic import require_file
 from k2ref.trace import Trace, first_difference
 from scripts.checkpoints.small import LAYOUTS
 

@@ -14,7 +14,8 @@ from statistics import median
 import numpy as np
 
 import k2ref
-from k2ref import disk, memory, plan, rates
+from k2ref.planning import disk, plan, rates
+from k2ref.streaming import memory
 
 MOST_WOKEN = 12e9  # bytes
 SETTLE_S = 2  # until a host begins to take memory that was given back

@@ -16,7 +16,7 @@ import numpy as np
 
 import k2ref
 from k2ref import attention, moe, ops, quant
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 from k2ref.model import Layer, Model
 from k2ref.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from k2ref import quant
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 from scripts.checkpoints.oracle import continue_greedily, reference_model, run
 from scripts.checkpoints.small import random_tensors, tiny_config, unused_tensors, write_shards
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from k2ref import layout, quant
+from k2ref import quant
+from k2ref.checkpoint import layout
 
 BLOCK = 1 << 22  # values in a block of noise
 

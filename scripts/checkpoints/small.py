@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from k2ref import layout as tensor_layout
 from k2ref import quant
-from k2ref.config import Config
+from k2ref.checkpoint import layout as tensor_layout
+from k2ref.checkpoint.config import Config
 
 LAYOUTS = ("thinking", "k25", "fp8", "moonlight", "deepseek")
 STORED_AS = {"BF16": "<u2", "F32": "<f4", "F8_E4M3": "u1", "I32": "<i4", "I64": "<i8"}

@@ -222,7 +222,8 @@ def quote(fence, block, faults, changes):
     """Compare a block with the source that its marker names."""
     file, _, what = fence.about.partition(" ")
     try:
-        path = ROOT / file if "/" in file else ROOT / "k2ref" / file
+        inside = ROOT / "k2ref" / file
+        path = inside if inside.exists() else ROOT / file
         source = path.read_text(encoding="utf-8")
         limits = RANGE.fullmatch(what)
         found = lines_between(source, *limits.groups()) if limits else definition(source, what)

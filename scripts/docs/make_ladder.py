@@ -21,8 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from k2ref.config import Config  # noqa: E402
-from k2ref.layout import n_bytes, stored_parts  # noqa: E402
+from k2ref.checkpoint.config import Config  # noqa: E402
+from k2ref.checkpoint.layout import n_bytes, stored_parts  # noqa: E402
 
 DOCS, DATA = ROOT / "docs", ROOT / "docs/data"
 CONFIG = ROOT / "tests/data/configs/Kimi-K2-Thinking.json"

@@ -28,8 +28,8 @@ PARTS = {"What the templates teach": reply_cases.TAUGHT, "Ids": reply_cases.IDS,
          "Arguments": reply_cases.ARGUMENTS, "What models get wrong": reply_cases.FAULTS,
          "Thinking without its first word": reply_cases.FORGOTTEN}
 BEFORE = {
-    "Ids": "What an id names is decided by `name_of` in `k2ref/events.py`. Where the tools are "
-           "known, it understands more spellings, and never takes one tool for another "
+    "Ids": "What an id names is decided by `name_of` in `k2ref/conversation/events.py`. Where the "
+           "tools are known, it understands more spellings, and never takes one tool for another "
            "(`tests/conversation/test_reply.py`, `test_name_of`).",
     "Thinking without its first word":
         "In the style k2-thinking the model writes `<think>` itself, and may forget it. Then all "
@@ -39,13 +39,14 @@ BEFORE = {
 HEAD = """\
 # What models write, and what it means
 
-A reply is thinking, content and tool calls, with markers between them (`k2ref/reply.py`). Models
-forget markers, repeat them and put them where they do not belong. Each row below is a reply and
-the parts that it is split into. Each is a test (`tests/conversation/test_reply.py::test_parse`),
-run with three vocabularies: all markers have ids, all but `<think>` and `</think>` do, none has. It is also cut in
-two at every byte; and as a property any mixture of markers and text is cut at any set of bytes. The
-streamed reply is always the whole one. The last column says where other engines test the same, or
-decide otherwise. A call marked ✂ was cut off: the model did not close it, and nobody may run it.
+A reply is thinking, content and tool calls, with markers between them
+(`k2ref/conversation/reply.py`). Models forget markers, repeat them and put them where they do not
+belong. Each row below is a reply and the parts that it is split into. Each is a test
+(`tests/conversation/test_reply.py::test_parse`), run with three vocabularies: all markers have
+ids, all but `<think>` and `</think>` do, none has. It is also cut in two at every byte; and as a
+property any mixture of markers and text is cut at any set of bytes. The streamed reply is always
+the whole one. The last column says where other engines test the same, or decide otherwise. A call
+marked ✂ was cut off: the model did not close it, and nobody may run it.
 
 """
 

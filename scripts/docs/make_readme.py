@@ -3,9 +3,9 @@
     python -m scripts.docs.make_readme            rewrite the generated parts
     python -m scripts.docs.make_readme --check    fail if they are not what they would be
 
-A generated part stands between `<!-- name -->` and `<!-- end -->`. The map is the import graph:
-each file of k2ref in reading order, and a file may import only files above it. The last line of a
-file's docstring names its chapter; in turn each chapter in docs/ ends with the files it is about.
+A generated part stands between `<!-- name -->` and `<!-- end -->`. The tables and the graph are of
+the source (house.py). The last line of a file's docstring names its chapter; in turn each chapter
+in docs/ ends with the files it is about.
 """
 
 import argparse
@@ -15,61 +15,23 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-from k2ref import plan  # noqa: E402
-from k2ref.config import Config  # noqa: E402
+from k2ref.checkpoint.config import Config
+from k2ref.planning import plan
+from scripts.docs import house
 
-# What a reader meets, in the order in which it makes sense; headers of C go with their module.
-ORDER = """endings screen intake atomic fields quant quantization layout config shards checkpoint
-_bpe tokenizer styles declarations template events reply history _kernels ops sampling memory rope
-attention moe trace _faults pages meter residency stream model inspection disk rates plan generate
-readings show recording conversation session demonstration schema results toolchild toolprocess
-tools agent terminal options dialogue cli""".split()
-HEADERS = {"_kernels": ["_lanes.h", "_linear.h", "_attend.h", "_tiles.h", "_terms.h",
-                        "_linear_tiles.h", "_attend_tiles.h", "_integers.h",
-                        "_integer_tiles.h", "_linear_integers.h", "_paths.h"],
-           "show": [f"page/{name}" for name in ("page.html", "page.css", "data.js", "panels.js",
-                                                "maps.js")]}
-OUTSIDE = {"__init__", "__main__"}
+ROOT = house.ROOT
+
 COMMAND = 'python -m k2ref --greedy --tools calculator "What is 4821 * 377?"'
-
-
-def source_of(name):
-    """Return the path of a module's source."""
-    path = ROOT / "k2ref" / f"{name}.py"
-    return path if path.exists() else path.with_suffix(".pyx")
-
-
-def imports_of(name):
-    """List the modules of k2ref that a module imports, in reading order."""
-    text = source_of(name).read_text(encoding="utf-8")
-    found = set(re.findall(r"^ *from k2ref\.(\w+) import", text, re.M))
-    found |= set(re.findall(r"^ *import k2ref\.(\w+)", text, re.M))
-    for line in re.findall(r"^ *from k2ref import ([\w, ]+)", text, re.M):
-        found |= {part.split(" as ")[0].strip() for part in line.split(",")}
-    return [module for module in ORDER if module in found]
-
-
-def docstring_of(name):
-    """Return the paragraphs of a module's docstring."""
-    text = source_of(name).read_text(encoding="utf-8")
-    return re.search(r'"""(.*?)"""', text, re.S)[1].strip().split("\n\n")
-
-
-def first_sentence(name):
-    """Return the first paragraph of a module's docstring."""
-    return " ".join(docstring_of(name)[0].split()).rstrip(".")
 
 
 def chapters_of(name):
     """Return the numbers of a module's chapters, from the last line of its docstring."""
-    found = re.fullmatch(r"Chapters? (\d\d)(?: and (\d\d))?\.", docstring_of(name)[-1])
+    last = house.docstring(name).split("\n\n")[-1]
+    found = re.fullmatch(r"Chapters? (\d\d)(?: and (\d\d))?\.", last)
     if found is None:
         raise SystemExit(f"make_readme.py: {name}: expected a last line 'Chapter NN.' in the "
-                         f"docstring, found {docstring_of(name)[-1]!r}")
+                         f"docstring, found {last!r}")
     return [number for number in found.groups() if number]
 
 
@@ -81,48 +43,42 @@ def page_of(number):
 
 def files_of(page):
     """Link the files that a chapter is about."""
-    names = [name for name in ORDER if page.name[:2] in chapters_of(name)]
-    files = [source_of(name).name for name in names]
-    files += [header for name in names for header in HEADERS.get(name, [])]
-    return "The source:\n" + ",\n".join(f"[`{file}`](../k2ref/{file})" for file in files) + "."
+    names = [name for module in house.modules() for name in (house.COMPILED.get(module), module)
+             if name and page.name[:2] in chapters_of(name)]
+    files = [path for name in names for path in (house.path_of(name), *beside(name))]
+    return "The source:\n" + ",\n".join(f"[`{path.relative_to(house.K2REF)}`]"
+                                         f"(../{path.relative_to(ROOT)})" for path in files) + "."
 
 
-def source_map():
-    """Write the table of files in reading order, and check that imports go upward only."""
-    present = {path.stem for path in (ROOT / "k2ref").glob("*.py")} - OUTSIDE
-    present |= {path.stem for path in (ROOT / "k2ref").glob("_*.pyx")}
-    present |= {path.name for path in (ROOT / "k2ref").glob("*.h")}
-    if differ := present ^ {*ORDER, *HEADERS["_kernels"]}:
-        raise SystemExit(f"make_readme.py: ORDER, HEADERS and k2ref/ differ in {differ}")
-    rows = ["| file | lines | what it adds | chapter | imports |", "|---|---|---|---|---|"]
-    for place, name in enumerate(ORDER):
-        imported = imports_of(name)
-        if late := [other for other in imported if ORDER.index(other) >= place]:
-            raise SystemExit(f"make_readme.py: {name} imports {late}, which the reader meets later")
-        file = source_of(name)
-        lines = len(file.read_text(encoding="utf-8").splitlines())
-        links = f"[`{file.name}`](k2ref/{file.name})"
-        for header in HEADERS.get(name, []):
-            lines += len((ROOT / "k2ref" / header).read_text(encoding="utf-8").splitlines())
-            links += f" [`{header}`](k2ref/{header})"
-        pages = ", ".join(f"[{number}](docs/{page_of(number).name})"
-                          for number in chapters_of(name))
-        rows.append(f"| {links} | {lines} | {first_sentence(name)} | {pages} | "
-                    f"{', '.join(imported)} |")
+def beside(name):
+    """List what goes with a module and is none: the headers of C, the parts of the page."""
+    folder = {"_kernels": "kernels", "show.page": "show/assets"}.get(name)
+    return sorted((house.K2REF / folder).rglob("*.*")) if folder else []
+
+
+def hall():
+    """Write the table of the hall, in reading order."""
+    rows = ["| file | lines | what it adds | chapter |", "|---|---|---|---|"]
+    for name in (name for module in house.HALL for name in (house.COMPILED.get(module), module)):
+        if name:
+            path = house.path_of(name)
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            pages = ", ".join(f"[{number}](docs/{page_of(number).name})"
+                              for number in chapters_of(name))
+            rows.append(f"| [`{path.name}`](k2ref/{path.name}) | {lines} | "
+                        f"{house.first_sentence(name)} | {pages} |")
     return "\n".join(rows)
 
 
-def diagram():
-    """Draw the import graph without the arrows that others already imply."""
-    direct = {name: set(imports_of(name)) for name in ORDER}
-    reach = {}
-    for name in ORDER:
-        reach[name] = direct[name].union(*(reach[other] for other in direct[name]))
-    arrows = []
-    for name in ORDER:
-        implied = set().union(*(reach[other] for other in direct[name]))
-        arrows += [f"    {other} --> {name}" for other in ORDER if other in direct[name] - implied]
-    return "\n".join(["```mermaid", "graph LR", *arrows, "```"])
+def wings():
+    """Write the table of the wings."""
+    rows = ["| folder | lines | what it is for |", "|---|---|---|"]
+    for wing in house.WINGS:
+        lines = sum(len(path.read_text(encoding="utf-8").splitlines())
+                    for path in (house.K2REF / wing).glob("*.py*"))
+        rows.append(f"| [`{wing}/`](k2ref/{wing}/__init__.py) | {lines} | "
+                    f"{house.first_sentence(f'{wing}.__init__')} |")
+    return "\n".join(rows)
 
 
 def output_of(command):
@@ -162,8 +118,9 @@ PARTS = {
     "answer": lambda: output_of(COMMAND),
     "numbers": numbers,
     "machines": lambda: plan.table(Config.from_dict(_official_config())),
-    "map": source_map,
-    "diagram": diagram,
+    "hall": hall,
+    "wings": wings,
+    "diagram": house.diagram,
 }
 
 

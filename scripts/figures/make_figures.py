@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import k2ref
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 from scripts.figures import bytes as figures_bytes
 from scripts.figures import run as figures_run
 from scripts.figures import text as figures_text

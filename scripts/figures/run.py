@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 import k2ref
 from k2ref import moe, ops, rope
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 
 MONO = {"family": "monospace", "fontsize": 7}
 COLUMN = 12.5  # pixels that a token takes at least, so that its name can be read

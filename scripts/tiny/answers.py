@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import k2ref
-from k2ref.demonstration import DEMONSTRATION
+from k2ref.tools.demonstration import DEMONSTRATION
 
 GOLDEN = Path(__file__).parents[2] / "tests/data/tiny_golden.json"
 CASES = [  # (tools, questions)

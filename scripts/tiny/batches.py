@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from k2ref import template
+from k2ref.conversation import template
 from scripts.tiny import evaluate
 from scripts.tiny.lessons import lessons
 

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 import k2ref
-from k2ref import history
-from k2ref.conversation import Context, prompt_ids
+from k2ref.conversation import history
+from k2ref.conversation.chat import Context, prompt_ids
 from scripts.tiny.lessons import comparisons, facts, lessons, lookups, sums, talk
 from scripts.tiny.lessons import stories as tiny_stories
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
 from k2ref.tokenizer import Tokenizer
 from scripts.tiny import batches as tiny_batches
 from scripts.tiny import export, net, vocabulary

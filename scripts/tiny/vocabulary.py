@@ -10,8 +10,8 @@ import json
 import random
 from collections import Counter
 
-from k2ref import template
-from k2ref.declarations import as_json
+from k2ref.conversation import template
+from k2ref.conversation.declarations import as_json
 from k2ref.tokenizer import PATTERN
 from scripts.checkpoints.small import SPECIALS
 from scripts.tiny.lessons import facts, lessons, lookups, talk

@@ -8,10 +8,11 @@ import pytest
 import safetensors
 from refusals import open_dir, refused
 
-from k2ref import checkpoint as checkpoint_module
-from k2ref import layout, quant
-from k2ref.checkpoint import Checkpoint, CheckpointError
-from k2ref.config import Config
+from k2ref import quant
+from k2ref.checkpoint import layout
+from k2ref.checkpoint import weights as checkpoint_module
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint, CheckpointError
 from scripts.checkpoints.small import (
     LAYOUTS,
     STORED_AS,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import k2ref
 from k2ref import CheckpointError
-from k2ref.config import Config, ConfigError, Yarn
+from k2ref.checkpoint.config import Config, ConfigError, Yarn
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import ConfigError, inspection
-from k2ref.checkpoint import Checkpoint
-from k2ref.cli import main
-from k2ref.config import Config
-from k2ref.shards import INDEX, CheckpointError, open_shards
+from k2ref import ConfigError
+from k2ref.checkpoint import inspection
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.shards import INDEX, CheckpointError, open_shards
+from k2ref.checkpoint.weights import Checkpoint
+from k2ref.cli.main import main
 from scripts.checkpoints.small import (
     LAYOUTS,
     random_tensors,

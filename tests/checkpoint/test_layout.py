@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from k2ref import layout
-from k2ref.config import Config
+from k2ref.checkpoint import layout
+from k2ref.checkpoint.config import Config
 from scripts.checkpoints.small import tiny_config
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ref import layout, quantization
-from k2ref.config import Config, ConfigError
+from k2ref.checkpoint import layout, quantization
+from k2ref.checkpoint.config import Config, ConfigError
 from scripts.checkpoints.small import FP8, INT4, tiny_config
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"

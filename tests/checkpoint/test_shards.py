@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from refusals import open_dir, refused
 
 import k2ref
-from k2ref.checkpoint import Checkpoint, CheckpointError
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint, CheckpointError
 from scripts.checkpoints.small import (
     make_header,
     random_tensors,

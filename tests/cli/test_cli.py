@@ -11,7 +11,7 @@ import pytest
 from command_line import command, environment, line, run
 
 import k2ref
-from k2ref.cli import main
+from k2ref.cli.main import main
 
 SUM = "37+58="
 TINY = Path(k2ref.__file__).parent / "tiny"

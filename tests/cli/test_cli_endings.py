@@ -12,8 +12,8 @@ import pytest
 from command_line import command, environment, line, run
 
 import k2ref
-from k2ref.cli import main
-from k2ref.generate import default_stop_ids
+from k2ref.cli.main import main
+from k2ref.generation import default_stop_ids
 
 SUM = "37+58="
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")

@@ -8,9 +8,12 @@ import pytest
 from command_line import run
 
 import k2ref
-from k2ref import cli, memory, rates, stream, terminal
-from k2ref.cli import main
-from k2ref.pages import File
+from k2ref.cli import main as cli
+from k2ref.cli import terminal
+from k2ref.cli.main import main
+from k2ref.planning import rates
+from k2ref.streaming import memory, stream
+from k2ref.streaming.pages import File
 from scripts.checkpoints.small import write_checkpoint
 
 SUM = "37+58="

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import command, environment, run
 
-from k2ref.agent import BEGUN
+from k2ref.tools.agent import BEGUN
 
 QUESTION = "What is 4821 * 377?"
 LONG_S = 60  # a bound against a hang

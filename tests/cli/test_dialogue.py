@@ -13,13 +13,13 @@ from command_line import command, environment, run
 from scripted import answer, calling, script
 
 import k2ref
-from k2ref import dialogue as module
-from k2ref import session
-from k2ref.agent import Agent
-from k2ref.cli import main
-from k2ref.demonstration import calculator
-from k2ref.dialogue import Dialogue
-from k2ref.events import Content
+from k2ref.cli import dialogue as module
+from k2ref.cli.dialogue import Dialogue
+from k2ref.cli.main import main
+from k2ref.conversation import session
+from k2ref.conversation.events import Content
+from k2ref.tools.agent import Agent
+from k2ref.tools.demonstration import calculator
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 SUM = "37+58="

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ref import terminal
-from k2ref.events import CallArguments, CallBegin, CallEnd, Content, Held, Thinking, ToolResult
-from k2ref.terminal import Printer, Stopwatch, may_dim, progress
+from k2ref.cli import terminal
+from k2ref.cli.terminal import Printer, Stopwatch, may_dim, progress
+from k2ref.conversation.events import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Content,
+    Held,
+    Thinking,
+    ToolResult,
+)
 
 
 class Screen(io.StringIO):

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from scripted import calling, message_call, of_type, script
 
 import k2ref
-from k2ref import memory
-from k2ref.conversation import Context, chat, prompt_ids
-from k2ref.events import (
+from k2ref.conversation.chat import Context, chat, prompt_ids
+from k2ref.conversation.events import (
     CallArguments,
     CallBegin,
     CallEnd,
@@ -24,6 +23,7 @@ from k2ref.events import (
     Usage,
     collect,
 )
+from k2ref.streaming import memory
 
 SUM = [{"role": "user", "content": "37+58="}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {
@@ -154,7 +154,7 @@ def test_an_answer_at_once_is_sampled_with_its_own_settings(model, monkeypatch):
         used.append(settings)
         return scripted.sample(logits, rng)
 
-    monkeypatch.setattr(sys.modules["k2ref.generate"], "sample", sample)
+    monkeypatch.setattr(sys.modules["k2ref.generation"], "sample", sample)
     monkeypatch.setattr(model.tokenizer, "style", "k2.6")
     for options in ({}, {"thinking": False}, {"thinking": False, "temperature": 0.2, "top_p": 0.5},
                     {"thinking": False, "temperature": None}):
@@ -248,7 +248,7 @@ def test_the_repetition_penalty_sees_what_the_cache_holds(model):
 
 
 def test_an_interrupted_prompt_is_gone_on_with(model, monkeypatch):
-    monkeypatch.setattr(sys.modules["k2ref.generate"], "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(sys.modules["k2ref.generation"], "PREFILL_CHUNK", 7)
     context, ids = Context(model), k2ref.render(model.tokenizer, SUM)
 
     def interrupt(done, total):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import message_call
 
-from k2ref import history
-from k2ref.events import Reply, ToolCall
+from k2ref.conversation import history
+from k2ref.conversation.events import Reply, ToolCall
 
 
 def user(text="q"):

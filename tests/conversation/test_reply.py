@@ -29,8 +29,8 @@ from reply_cases import (
 )
 from vocabulary import SPECIAL_TOKENS, small_vocabulary
 
-from k2ref.events import Held, infer_name, name_of
-from k2ref.reply import (
+from k2ref.conversation.events import Held, infer_name, name_of
+from k2ref.conversation.reply import (
     CallArguments,
     CallBegin,
     CallEnd,
@@ -42,7 +42,7 @@ from k2ref.reply import (
     collect,
     parse,
 )
-from k2ref.template import render
+from k2ref.conversation.template import render
 from k2ref.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import memory, session
-from k2ref.conversation import Context, chat
-from k2ref.session import SessionError, fingerprint, load, save
+from k2ref.conversation import session
+from k2ref.conversation.chat import Context, chat
+from k2ref.conversation.session import SessionError, fingerprint, load, save
+from k2ref.streaming import memory
 from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and file rights of POSIX")
@@ -80,7 +81,7 @@ def test_a_restored_conversation_goes_on_with_the_same_bits(model, tmp_path):
 
 
 def test_a_prompt_that_was_interrupted_is_gone_on_with_from_the_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["k2ref.generate"], "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(sys.modules["k2ref.generation"], "PREFILL_CHUNK", 8)
     context, ids = Context(model), k2ref.render(model.tokenizer, MESSAGES[:1])
 
     def interrupt(done, total):
@@ -415,7 +416,7 @@ FULL_DISK = """
 import resource, signal, sys
 sys.path[:0] = {paths}
 import conftest, k2ref, test_session
-from k2ref import session
+from k2ref.conversation import session
 model = k2ref.load(threads=1)
 context = test_session.filled(model, 2000, start=1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -472,7 +473,7 @@ ENDLESS = """
 import sys
 sys.path[:0] = {paths}
 import k2ref
-from k2ref import session
+from k2ref.conversation import session
 model = k2ref.load(threads=1)
 contexts = [session.load({path!r}[:-len("alone/s")] + name, model)[0] for name in "01"]
 n = 0

@@ -11,10 +11,10 @@ import pytest
 from test_template import small_tokenizer
 
 import k2ref
-from k2ref import styles
-from k2ref.cli import main
-from k2ref.config import Config
-from k2ref.styles import STYLES, style_for, style_of
+from k2ref.checkpoint import styles
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.styles import STYLES, style_for, style_of
+from k2ref.cli.main import main
 from scripts.checkpoints.small import write_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from vocabulary import SPECIAL_TOKENS, real_directory_or_skip, small_vocabulary
 
-from k2ref.declarations import as_json, as_typescript
-from k2ref.styles import STYLES, ChatError
-from k2ref.template import render
+from k2ref.checkpoint.styles import STYLES, ChatError
+from k2ref.conversation.declarations import as_json, as_typescript
+from k2ref.conversation.template import render
 from k2ref.tokenizer import Tokenizer, TokenizerError
 
 DATA = Path(__file__).parents[1] / "data"

@@ -26,7 +26,7 @@ def test_the_python_examples_run(number):
 
 def test_a_file_is_one_room():
     room = ROOT / "k2ref"
-    files = [*room.glob("*.py"), *room.glob("*.pyx"), *room.glob("*.h")]
+    files = [*room.rglob("*.py"), *room.rglob("*.pyx"), *room.rglob("*.h")]
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert len(lengths) > 20
     assert {name: n for name, n in lengths.items() if n > 300} == {}

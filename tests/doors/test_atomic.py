@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from k2ref import atomic
-from k2ref.atomic import replacing
+from k2ref.doors import atomic
+from k2ref.doors.atomic import replacing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="locks and rights of POSIX")
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def write(path, content=b"new"):
 
 WRITER = """
 import sys
-from k2ref.atomic import replacing
+from k2ref.doors.atomic import replacing
 path, letter, n = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3])
 for _ in range(n):
     with replacing(path) as file:

@@ -11,8 +11,8 @@ import pytest
 from command_line import command, environment
 
 import k2ref
-from k2ref import session
-from k2ref.endings import NUMBERS, Terminated, signals, unwinding
+from k2ref.conversation import session
+from k2ref.doors.endings import NUMBERS, Terminated, signals, unwinding
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and streams of POSIX")
 SUM = "37+58="
@@ -51,7 +51,8 @@ import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from scripted import GENERATE, Script
 import k2ref
-from k2ref import cli, endings
+from k2ref.cli import main as cli
+from k2ref.doors import endings
 endings.end_quietly()  # as the command does, which this program is not
 script = Script(k2ref.load().tokenizer)
 script.say("<think>hm</think>" + "word " * 300)
@@ -93,7 +94,7 @@ def test_a_signal_during_the_imports_ends_without_a_word(tmp_path, number, way):
     """NumPy is the first large one; this one in its place takes long enough to be hit."""
     (tmp_path / "numpy.py").write_text("import time\nprint('here', flush=True)\n"
                                        "for _ in range(6000): time.sleep(0.01)\n")
-    (tmp_path / "k2ref").write_text("import sys\nfrom k2ref.cli import main\nsys.exit(main())\n")
+    (tmp_path / "k2ref").write_text("import sys\nfrom k2ref.cli.main import main\nsys.exit(main())\n")
     args = command(SUM) if way == "module" else [sys.executable, str(tmp_path / "k2ref"), SUM]
     root = os.path.dirname(os.path.dirname(k2ref.__file__))
     process = begin(args, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"})
@@ -142,7 +143,7 @@ def test_a_program_that_uses_k2ref_keeps_its_own_way_to_end(tmp_path, way):
 @posix
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """As after `nohup`, or for a job in the background of a script."""
-    code = ("import signal, time; from k2ref import endings\n"
+    code = ("import signal, time; from k2ref.doors import endings\n"
             "for n in endings.NUMBERS: signal.signal(n, signal.SIG_IGN)\n"
             "endings.end_quietly()\n"
             "with endings.unwinding():\n"
@@ -156,7 +157,9 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
 
 SLOW_SAVE = """
 import sys, time
-from k2ref import cli, endings, session
+from k2ref.cli import main as cli
+from k2ref.doors import endings
+from k2ref.conversation import session
 endings.end_quietly()
 inner, seconds = session.save, float(sys.argv[1])
 def save(*args, **state):

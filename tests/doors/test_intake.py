@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import intake
-from k2ref.shards import INDEX
+from k2ref.checkpoint.shards import INDEX
+from k2ref.doors import intake
 from scripts.checkpoints.small import write_checkpoint
 
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "tiktoken.model",
@@ -233,7 +233,7 @@ def test_the_largest_text_that_is_parsed_takes_less_than_a_gigabyte():
 
 WORST = """
 import resource
-from k2ref import intake
+from k2ref.doors import intake
 text = b"{" + b",".join(b'"%07d":{}' % i for i in range(999_000)) + b"}"
 intake.parse_json(text, "it", ValueError)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import screen, session
-from k2ref.cli import main
-from k2ref.conversation import Context
-from k2ref.events import CallArguments, CallBegin, Content, Thinking, ToolResult
-from k2ref.screen import line, note, report, shown
+from k2ref.cli.main import main
+from k2ref.conversation import session
+from k2ref.conversation.chat import Context
+from k2ref.conversation.events import CallArguments, CallBegin, Content, Thinking, ToolResult
+from k2ref.doors import screen
+from k2ref.doors.screen import line, note, report, shown
 from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 SOURCES = Path(k2ref.__file__).parent
@@ -76,7 +77,7 @@ def test_what_is_shown_instead():
 def test_a_reply_on_a_terminal_is_shown_alike_in_any_pieces(pieces):
     stream, whole = Screen(), Screen()
     for target, texts in ((stream, pieces), (whole, ["".join(pieces)])):
-        printer = k2ref.cli.Printer(target)
+        printer = k2ref.cli.terminal.Printer(target)
         for text in texts:
             printer.write(text)
     assert stream.getvalue() == whole.getvalue() == shown("".join(pieces))
@@ -181,7 +182,7 @@ def test_a_session_that_somebody_sent(capsys, monkeypatch, tmp_path):
     typed = iter([f"/load {tmp_path / EVIL.replace('/', '')}", "/system", "/undo", "/undo",
                   "/undo", f"/{EVIL}", "/tools", "/stats"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed, "/quit"))
-    dialogue = k2ref.cli.Dialogue(k2ref.Agent(model))
+    dialogue = k2ref.cli.dialogue.Dialogue(k2ref.Agent(model))
     dialogue.talk()
     out, err = all_of(capsys)
     assert out.count("gpj.exe") == 3 and "there is nothing to undo" in err
@@ -194,7 +195,7 @@ def test_tools_with_strange_names(capsys, monkeypatch):
     tool.__doc__ = EVIL
     typed = iter(["/tools"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed, "/quit"))
-    k2ref.cli.Dialogue(k2ref.Agent(k2ref.load(), [tool])).talk()
+    k2ref.cli.dialogue.Dialogue(k2ref.Agent(k2ref.load(), [tool])).talk()
     assert "gpj.exe" in all_of(capsys)[0]
 
 
@@ -221,7 +222,7 @@ def test_nothing_is_printed_past_the_door():
                             "self.write", "os.write")), f"{path.name}:{call.lineno} {owner}"
         streams = re.findall(r"sys\.(?:__)?std(?:out|err)\S*", path.read_text(encoding="utf-8"))
         assert not streams or path.name in (
-            "screen.py", "cli.py", "dialogue.py", "pages.py", "toolchild.py"), path.name
+            "screen.py", "main.py", "dialogue.py", "pages.py", "child.py"), path.name
 
 
 def test_a_note_is_one_line_and_never_fails(monkeypatch):

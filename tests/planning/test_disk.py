@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ref import disk
-from k2ref.config import Config
-from k2ref.pages import File
-from k2ref.shards import open_shards
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.shards import open_shards
+from k2ref.planning import disk
+from k2ref.streaming.pages import File
 from scripts.checkpoints.small import tiny_config, write_checkpoint
 
 

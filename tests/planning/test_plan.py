@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import attention, disk, memory, plan, rates, stream
-from k2ref.config import Config
+from k2ref import attention
+from k2ref.checkpoint.config import Config
+from k2ref.planning import disk, plan, rates
+from k2ref.streaming import memory, stream
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
 OFFICIAL = Path(__file__).parents[1] / "data" / "configs" / "Kimi-K2-Thinking.json"

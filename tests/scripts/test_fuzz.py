@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import k2ref
-from k2ref import history
+from k2ref.conversation import history
 from scripts.checkpoints.small import tiny_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")

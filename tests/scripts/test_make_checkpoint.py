@@ -9,8 +9,8 @@ import pytest
 
 import k2ref
 from k2ref import quant
-from k2ref.checkpoint import Checkpoint
-from k2ref.config import Config
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint
 from k2ref.trace import Trace
 from scripts import make_checkpoint
 from scripts.checkpoints import noise

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ref import demonstration, history, schema
+from k2ref.conversation import history
+from k2ref.tools import demonstration, schema
 from scripts.tiny import evaluate
 from scripts.tiny.lessons import (
     columns,

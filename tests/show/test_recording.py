@@ -6,8 +6,9 @@ import os
 import pytest
 
 import k2ref
-from k2ref import dialogue, trace
-from k2ref.cli import main
+from k2ref import trace
+from k2ref.cli import dialogue
+from k2ref.cli.main import main
 from k2ref.trace import Trace
 
 CONTEXT = ["ids", "position", "time_s", "about"]
@@ -108,8 +109,8 @@ def test_a_pattern_that_fits_nothing_is_refused(capsys, tmp_path):
 def test_more_than_the_memory_holds_is_refused_before_it_is_computed(
         monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(k2ref.attention, "require_memory", lambda *args: None)
-    monkeypatch.setattr("k2ref.memory.available", lambda: 1_000_000)
-    monkeypatch.setattr("k2ref.conversation.require_memory", lambda *args: None)
+    monkeypatch.setattr("k2ref.streaming.memory.available", lambda: 1_000_000)
+    monkeypatch.setattr("k2ref.conversation.chat.require_memory", lambda *args: None)
     file = str(tmp_path / "a.npz")
     err = complaint(capsys, "--max-tokens", "100", "--trace", file, SUM)
     assert "and 1.0 MB are available; record less with --trace-only" in err

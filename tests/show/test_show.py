@@ -12,9 +12,11 @@ from conftest import COMPILED
 from scripted import answer, calling, script
 
 import k2ref
-from k2ref import readings, sampling, show
-from k2ref.cli import main
-from k2ref.recording import Recording
+from k2ref import sampling
+from k2ref.cli.main import main
+from k2ref.show import page as show
+from k2ref.show import readings
+from k2ref.show.recording import Recording
 from k2ref.trace import Trace
 from scripts.checkpoints.small import LAYOUTS
 

@@ -11,7 +11,8 @@ import pytest
 from test_show import NASTY, data_of, record
 
 import k2ref
-from k2ref import readings, show
+from k2ref.show import page as show
+from k2ref.show import readings
 from k2ref.tokenizer import Tokenizer
 from scripts.figures.screenshot import browser, view
 

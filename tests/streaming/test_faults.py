@@ -17,19 +17,20 @@ import pytest
 from conftest import assert_same
 
 import k2ref
-from k2ref import memory, pages
-from k2ref.checkpoint import Checkpoint, CheckpointError
-from k2ref.config import Config
-from k2ref.pages import File
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint, CheckpointError
+from k2ref.streaming import memory, pages
+from k2ref.streaming.pages import File
 from scripts import make_checkpoint
 from scripts.checkpoints.small import tiny_config, write_checkpoint
 
-faults = pytest.importorskip("k2ref._faults", reason="not compiled")
+faults = pytest.importorskip("k2ref.streaming._faults", reason="not compiled")
 posix = pytest.mark.skipif(os.name != "posix", reason="files in use cannot be changed here")
 IDS = list(range(60))
 BEGIN = """
 import os, sys, faulthandler, k2ref
-from k2ref import memory, stream
+from k2ref.streaming import memory
+from k2ref.streaming import stream
 directory, budget = sys.argv[1], sys.argv[2] == "streamed"
 own = memory.own() or stream.OWN
 model = k2ref.load(directory, threads=1, memory=own + (1 << 30) if budget else None)
@@ -80,7 +81,7 @@ def test_a_fault_on_somebody_elses_page_is_theirs(directory, tmp_path):
 @posix
 def test_a_map_that_is_gone_is_no_longer_answered_for(directory):
     code, out, err = run(
-        directory, "mapped", "from k2ref import _faults, pages", "for file in model.files:",
+        directory, "mapped", "from k2ref.streaming import _faults, pages", "for file in model.files:",
         "    _faults.forget(file.address)", "os.truncate(shard, 5000)")
     assert out == "" and code == -signal.SIGBUS and "k2ref:" not in err
 

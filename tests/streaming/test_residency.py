@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from k2ref.checkpoint import CheckpointError
-from k2ref.meter import Meter, Traffic
-from k2ref.residency import Extent, Residency, Unit
+from k2ref.checkpoint.weights import CheckpointError
+from k2ref.streaming.meter import Meter, Traffic
+from k2ref.streaming.residency import Extent, Residency, Unit
 
 SIZES = [1, 2, 3, 5, 8, 13]
 

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from strategies import partitions
 
 import k2ref
-from k2ref import memory, moe, pages, stream
-from k2ref.checkpoint import Checkpoint
-from k2ref.config import Config
-from k2ref.meter import Meter
-from k2ref.pages import PAGE, File
-from k2ref.residency import Extent
+from k2ref import moe
+from k2ref.checkpoint.config import Config
+from k2ref.checkpoint.weights import Checkpoint
+from k2ref.streaming import memory, pages, stream
+from k2ref.streaming.meter import Meter
+from k2ref.streaming.pages import PAGE, File
+from k2ref.streaming.residency import Extent
 from k2ref.trace import Trace
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 

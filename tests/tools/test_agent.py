@@ -12,11 +12,9 @@ import pytest
 from scripted import answer, calling, calls_of, message_call, of_type, script
 
 import k2ref
-from k2ref import agent as agent_module
-from k2ref import history
-from k2ref.agent import Agent, Transcript
-from k2ref.demonstration import calculator
-from k2ref.events import (
+from k2ref.checkpoint.styles import ChatError
+from k2ref.conversation import history
+from k2ref.conversation.events import (
     CallBegin,
     Content,
     Done,
@@ -29,9 +27,11 @@ from k2ref.events import (
     ToolResult,
     infer_name,
 )
-from k2ref.history import HIDDEN
-from k2ref.styles import ChatError
-from k2ref.tools import FAILURES
+from k2ref.conversation.history import HIDDEN
+from k2ref.tools import agent as agent_module
+from k2ref.tools.agent import Agent, Transcript
+from k2ref.tools.demonstration import calculator
+from k2ref.tools.toolbox import FAILURES
 
 
 def add(a: int, b: int) -> int:
@@ -612,7 +612,7 @@ def test_without_tools_it_is_a_chat_and_a_call_ends_it(model, monkeypatch):
 
 def test_a_seed_repeats_a_conversation_and_does_not_repeat_its_draws(model, monkeypatch):
     used = []
-    monkeypatch.setattr(sys.modules["k2ref.agent"], "reply",
+    monkeypatch.setattr(sys.modules["k2ref.tools.agent"], "reply",
                         lambda *a, seed=None, **k: used.append(seed) or iter(
                             [Done("stop", {"role": "assistant", "content": "x"}, None)]))
     agent = Agent(model, seed=5)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from k2ref.demonstration import calculator, lookup
-from k2ref.tools import Toolbox
+from k2ref.tools.demonstration import calculator, lookup
+from k2ref.tools.toolbox import Toolbox
 
 
 @pytest.mark.parametrize("expression, value", [

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ref.schema import MAX_NESTED, ArgumentError, ToolError, check, declaration, of_hint
+from k2ref.tools.schema import MAX_NESTED, ArgumentError, ToolError, check, declaration, of_hint
 
 
 def weather(city: str, days: int = 1, unit: Literal["C", "F"] = "C", *, near: float | None = None,

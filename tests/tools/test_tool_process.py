@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from scripted import answer, calling, of_type, script
 
 import k2ref
-from k2ref import toolchild, toolprocess
-from k2ref.events import Ended, ToolResult
-from k2ref.results import MAX_ERROR, MAX_RESULT
-from k2ref.schema import ToolError
-from k2ref.toolprocess import BEGUN_ANEW, GONE, MAX_FILE, ToolProcess
-from k2ref.tools import Toolbox, load_tools
+from k2ref.conversation.events import Ended, ToolResult
+from k2ref.tools import child as toolchild
+from k2ref.tools import process as toolprocess
+from k2ref.tools.process import BEGUN_ANEW, GONE, MAX_FILE, ToolProcess
+from k2ref.tools.results import MAX_ERROR, MAX_RESULT
+from k2ref.tools.schema import ToolError
+from k2ref.tools.toolbox import Toolbox, load_tools
 
 FILE = str(Path(__file__).with_name("tools_that_misbehave.py"))
 posix = pytest.mark.skipif(os.name != "posix", reason="processes of POSIX")
@@ -234,7 +235,7 @@ def test_an_interruption_ends_the_call_and_completes_the_history(toolbox, starte
             if isinstance(event, ToolResult):  # spin is next
                 threading.Timer(SHORT_S, signal.raise_signal, [signal.SIGINT]).start()
     assert [m["content"] for m in agent.messages if m["role"] == "tool"] == [
-        "1", k2ref.agent.BEGUN, "Error: not run, the user interrupted."]
+        "1", k2ref.tools.agent.BEGUN, "Error: not run, the user interrupted."]
     assert started[0].poll() is not None
     script(monkeypatch, model, calling(("functions.count:3", "{}")), answer("done"))
     events = list(agent.run())
@@ -244,7 +245,7 @@ def test_an_interruption_ends_the_call_and_completes_the_history(toolbox, starte
 
 OWNER = """
 import os, sys
-from k2ref.tools import Toolbox, load_tools
+from k2ref.tools.toolbox import Toolbox, load_tools
 toolbox = Toolbox(load_tools([sys.argv[1]]))
 toolbox.call("i", "fork_and_go_on", '{"path": "%s"}' % sys.argv[3])
 print(toolbox.call("i", "where", "{}").content, flush=True)

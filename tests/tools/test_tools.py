@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ref.events import ToolResult
-from k2ref.results import MAX_ERROR, MAX_RESULT
-from k2ref.schema import ToolError
-from k2ref.tools import FAILURES, MAX_DIGITS, Toolbox, as_text, load_tools
+from k2ref.conversation.events import ToolResult
+from k2ref.tools.results import MAX_ERROR, MAX_RESULT
+from k2ref.tools.schema import ToolError
+from k2ref.tools.toolbox import FAILURES, MAX_DIGITS, Toolbox, as_text, load_tools
 
 
 def add(a: int, b: int = 1) -> int:

@@ -12,8 +12,8 @@ from conftest import COMPILED
 from scripted import answer, calling, of_type, script
 
 import k2ref
-from k2ref import memory
-from k2ref.events import Done, Ended, Prompt, ToolCall, ToolResult
+from k2ref.conversation.events import Done, Ended, Prompt, ToolCall, ToolResult
+from k2ref.streaming import memory
 
 
 def trail(n, seed=0):

@@ -17,7 +17,7 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # before numpy starts 
     os.environ.setdefault(name, "1")
 
 import k2ref  # noqa: E402
-from k2ref.options import UsageError  # noqa: E402
+from k2ref.cli.options import UsageError  # noqa: E402
 
 OWN = (k2ref.ConfigError, k2ref.CheckpointError, k2ref.TokenizerError, k2ref.ChatError,
        k2ref.SessionError, k2ref.ToolError, UsageError)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import k2ref
-from k2ref import inspection
+from k2ref.checkpoint import inspection
 from k2ref.trace import Trace
 from scripts.checkpoints import small
 from scripts.checks.fuzz.damage import OWN, Failure, Kind, damage_bytes, damage_json, sentence

@@ -16,10 +16,18 @@ from pathlib import Path
 import numpy as np
 
 import k2ref
-from k2ref import events, history, template, tools
-from k2ref.demonstration import calculator
-from k2ref.reply import ARGUMENT_BEGIN, CALL_BEGIN, CALL_END, SECTION_BEGIN, SECTION_END
+from k2ref import events
+from k2ref.conversation import history, template
+from k2ref.conversation.reply import (
+    ARGUMENT_BEGIN,
+    CALL_BEGIN,
+    CALL_END,
+    SECTION_BEGIN,
+    SECTION_END,
+)
 from k2ref.sampling import Choice
+from k2ref.tools import toolbox as tools
+from k2ref.tools.demonstration import calculator
 from scripts.checks.fuzz.damage import Failure, Kind, damage
 
 END = "<|im_end|>"

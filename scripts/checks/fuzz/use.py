@@ -15,8 +15,10 @@ import zlib
 from pathlib import Path
 
 import k2ref
-from k2ref import cli, session, tools
-from k2ref.dialogue import Dialogue
+from k2ref.cli import main as cli
+from k2ref.cli.dialogue import Dialogue
+from k2ref.conversation import session
+from k2ref.tools import toolbox as tools
 from scripts.checks.fuzz.damage import (
     Failure,
     Kind,
