@@ -94,7 +94,8 @@ def test_a_signal_during_the_imports_ends_without_a_word(tmp_path, number, way):
     """NumPy is the first large one; this one in its place takes long enough to be hit."""
     (tmp_path / "numpy.py").write_text("import time\nprint('here', flush=True)\n"
                                        "for _ in range(6000): time.sleep(0.01)\n")
-    (tmp_path / "k2ref").write_text("import sys\nfrom k2ref.cli.main import main\nsys.exit(main())\n")
+    (tmp_path / "k2ref").write_text("import sys\nfrom k2ref.cli.main import main\n"
+                                     "sys.exit(main())\n")
     args = command(SUM) if way == "module" else [sys.executable, str(tmp_path / "k2ref"), SUM]
     root = os.path.dirname(os.path.dirname(k2ref.__file__))
     process = begin(args, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"})

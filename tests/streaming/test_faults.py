@@ -81,8 +81,8 @@ def test_a_fault_on_somebody_elses_page_is_theirs(directory, tmp_path):
 @posix
 def test_a_map_that_is_gone_is_no_longer_answered_for(directory):
     code, out, err = run(
-        directory, "mapped", "from k2ref.streaming import _faults, pages", "for file in model.files:",
-        "    _faults.forget(file.address)", "os.truncate(shard, 5000)")
+        directory, "mapped", "from k2ref.streaming import _faults, pages",
+        "for file in model.files:", "    _faults.forget(file.address)", "os.truncate(shard, 5000)")
     assert out == "" and code == -signal.SIGBUS and "k2ref:" not in err
 
 
