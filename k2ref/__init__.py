@@ -11,7 +11,7 @@ from k2ref.doors import endings  # noqa: F401  first, as what follows takes a wh
 
 # isort: split
 from k2ref import ops, quant, trace
-from k2ref.attention import KVCache
+from k2ref.cache import KVCache
 from k2ref.checkpoint.config import Config, ConfigError
 from k2ref.checkpoint.weights import CheckpointError
 from k2ref.conversation import events
@@ -20,7 +20,8 @@ from k2ref.conversation.reply import Reply, ReplyParser, ToolCall, parse
 from k2ref.conversation.session import SessionError
 from k2ref.conversation.template import ChatError, render
 from k2ref.generation import generate
-from k2ref.model import Model, forward, load
+from k2ref.loading import load
+from k2ref.model import Model, forward
 from k2ref.tokenizer import Decoder, Tokenizer, TokenizerError
 from k2ref.tools.agent import Agent
 from k2ref.tools.schema import ToolError

@@ -19,129 +19,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from k2ref import ops
-from k2ref.quant import bf16_to_f32, f32_to_bf16
+from k2ref.cache import KEY_BLOCK
+from k2ref.quant import Weight, bf16_to_f32
 from k2ref.rope import rotate
-from k2ref.streaming import memory
-
-KEY_BLOCK = 256  # the kernel takes keys in blocks at multiples of this position
-LANES = 16  # a cache row is padded with zeros to whole vectors
-CACHE_DTYPES = {"float32": np.float32, "bf16": np.uint16}
-
-
-class KVCache:
-    """Remember each layer's latents and rotary keys: a row [c_kv | k_rope | zeros] per token.
-
-    `rows[i]` is (capacity, C + R rounded up to 16) in float32, or with `dtype` "bf16" in bf16 bit
-    patterns, half the memory, each number rounded to nearest once. Address space for the whole
-    capacity, by default the context, is reserved at once and the system gives memory as rows are
-    written, so growing copies nothing. `expected` is how many tokens will surely come: by default
-    the capacity if it was asked for, else none.
-    Raises: ValueError for an unknown dtype, a capacity that is not positive, or tokens expected
-    that need more memory than there is.
-    """
-
-    def __init__(self, config, capacity=None, dtype="float32", expected=None):
-        if dtype not in CACHE_DTYPES:
-            raise ValueError(f"KVCache: expected a dtype of {' or '.join(CACHE_DTYPES)}, "
-                             f"found {dtype!r}")
-        self.capacity = config.max_position_embeddings if capacity is None else capacity
-        if self.capacity < 1:
-            raise ValueError(f"KVCache: expected a capacity of at least 1, found {self.capacity}")
-        require_memory(config, (capacity or 0) if expected is None else expected, dtype)
-        self.dtype = dtype
-        self.C, self.R = config.kv_lora_rank, config.qk_rope_head_dim
-        n_rows = -(-self.capacity // KEY_BLOCK) * KEY_BLOCK
-        try:
-            self.rows = [np.zeros((n_rows, _row_width(config)), CACHE_DTYPES[dtype])
-                         for _ in range(config.num_hidden_layers)]
-        except (MemoryError, ValueError) as error:  # NumPy's own limit is a ValueError
-            raise ValueError(f"KVCache: the system does not reserve address space for "
-                             f"{self.capacity} tokens ({error}); give a smaller capacity, or "
-                             "fewer new tokens") from None
-        self.length = 0
-
-    def write(self, i, c_kv, k_rope):
-        """Put layer i's rows for the next tokens after the `length` known ones.
-
-        int, (T, C), (T, R) -> None
-
-        `length` is moved by `forward` once every layer has written.
-        """
-        stop = self.length + len(c_kv)
-        if stop > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens; {self.length} are in it and "
-                             f"{len(c_kv)} more do not fit: make a KVCache with a larger capacity")
-        if self.dtype == "bf16":
-            c_kv, k_rope = f32_to_bf16(c_kv), f32_to_bf16(k_rope)
-        self.rows[i][self.length:stop, :self.C] = c_kv
-        self.rows[i][self.length:stop, self.C:self.C + self.R] = k_rope
-
-    def truncate(self, n):
-        """Forget all tokens after the first n."""
-        if not 0 <= n <= self.length:
-            raise ValueError(f"truncate: expected 0 to {self.length} tokens to keep, found {n}")
-        self.length = n
-
-
-def require_memory(config, n_tokens, dtype):
-    """Refuse what cannot end well: tokens for a cache that need more memory than there is.
-
-    Raises: ValueError
-    """
-    per_token = config.num_hidden_layers * _row_width(config)
-    needed = n_tokens * per_token * np.dtype(CACHE_DTYPES[dtype]).itemsize
-    available = memory.available()
-    if available is not None and needed > available:
-        less = n_tokens * per_token * 2
-        instead = f", or a bf16 cache ({less / 1e9:.1f} GB)" if less < needed else ""
-        raise ValueError(f"KVCache: {n_tokens} tokens in {dtype} take {needed / 1e9:.1f} GB "
-                         f"({needed} bytes), and {available / 1e9:.1f} GB of memory are available; "
-                         f"use fewer tokens{instead}")
-
-
-def _row_width(config):
-    return -(-(config.kv_lora_rank + config.qk_rope_head_dim) // LANES) * LANES
 
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Hold one layer's attention: matrices as stored, norms as float32, kv_b_proj also by heads."""
+    """One layer's attention: matrices as stored, norms as float32, kv_b_proj also by heads."""
 
-    q_proj: object  # (H*(N+R), D) where there is no q_lora_rank, else None
-    q_a_proj: object  # (Q, D)
-    q_a_layernorm: np.ndarray  # (Q,)
-    q_b_proj: object  # (H*(N+R), Q)
-    kv_a_proj_with_mqa: object  # (C+R, D)
+    q_proj: Weight | None  # (H*(N+R), D) where there is no q_lora_rank, else None
+    q_a_proj: Weight | None  # (Q, D)
+    q_a_layernorm: np.ndarray | None  # (Q,)
+    q_b_proj: Weight | None  # (H*(N+R), Q)
+    kv_a_proj_with_mqa: Weight  # (C+R, D)
     kv_a_layernorm: np.ndarray  # (C,)
-    kv_b_proj: object  # (H*(N+V), C)
-    o_proj: object  # (D, H*V)
-    W_UK: list  # H views (N, C) of kv_b_proj: latents to keys
-    W_UV: list  # H views (V, C): latents to values
-
-
-def bind(checkpoint, config, at):
-    """Find the weights of the attention whose names begin with `at`; views, no copies.
-
-    Raises: CheckpointError
-    """
-    D, H, C, Q = (config.hidden_size, config.num_attention_heads, config.kv_lora_rank,
-                  config.q_lora_rank)
-    N, R, V = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    direct = Q is None
-    kv_b = checkpoint.weight(at + "kv_b_proj", (H * (N + V), C))
-    starts = range(0, H * (N + V), N + V)
-    return AttentionWeights(
-        q_proj=checkpoint.weight(at + "q_proj", (H * (N + R), D)) if direct else None,
-        q_a_proj=None if direct else checkpoint.weight(at + "q_a_proj", (Q, D)),
-        q_a_layernorm=None if direct else checkpoint.vector(at + "q_a_layernorm.weight", (Q,)),
-        q_b_proj=None if direct else checkpoint.weight(at + "q_b_proj", (H * (N + R), Q)),
-        kv_a_proj_with_mqa=checkpoint.weight(at + "kv_a_proj_with_mqa", (C + R, D)),
-        kv_a_layernorm=checkpoint.vector(at + "kv_a_layernorm.weight", (C,)),
-        kv_b_proj=kv_b,
-        o_proj=checkpoint.weight(at + "o_proj", (D, H * V)),
-        W_UK=[kv_b.rows(r, r + N) for r in starts],
-        W_UV=[kv_b.rows(r + N, r + N + V) for r in starts],
-    )
+    kv_b_proj: Weight  # (H*(N+V), C)
+    o_proj: Weight  # (D, H*V)
+    W_UK: list[Weight]  # H views (N, C) of kv_b_proj: latents to keys
+    W_UV: list[Weight]  # H views (V, C): latents to values
 
 
 def queries(h, w, cos, sin, config, threads=None):
@@ -244,18 +140,17 @@ def _attend_kernel(q, cache_rows, start, softmax_scale, C, threads):
     return context
 
 
-def attention(h, w, cache, i, cos, sin, config, threads=None, trace=None):
-    """Run layer i's attention on normalised activations, writing the tokens into the cache.
+def attention(h, w, run):
+    """Run one layer's attention on normalised activations, writing the tokens into the cache.
 
     (T, D) -> (T, D)
     """
-    q_nope, q_rope = queries(h, w, cos, sin, config, threads)
-    c_kv, k_rope = latents(h, w, cos, sin, config, threads)
-    cache.write(i, c_kv, k_rope)
-    heads = attend_absorbed(q_nope, q_rope, cache.rows[i], cache.length, w, config.softmax_scale,
-                            threads)
-    y = ops.linear(heads.reshape(len(h), -1), w.o_proj, threads)
-    if trace is not None:
-        trace.record_all(f"layers.{i}.attn.", h=h, q_nope=q_nope, q_rope=q_rope, c_kv=c_kv,
-                         k_rope=k_rope, heads=heads, out=y)
+    q_nope, q_rope = queries(h, w, run.cos, run.sin, run.config, run.threads)
+    c_kv, k_rope = latents(h, w, run.cos, run.sin, run.config, run.threads)
+    run.cache.write(run.i, c_kv, k_rope)
+    heads = attend_absorbed(q_nope, q_rope, run.cache.rows[run.i], run.cache.length, w,
+                            run.config.softmax_scale, run.threads)
+    y = ops.linear(heads.reshape(len(h), -1), w.o_proj, run.threads)
+    run.record("attn.", h=h, q_nope=q_nope, q_rope=q_rope, c_kv=c_kv, k_rope=k_rope, heads=heads,
+               out=y)
     return y

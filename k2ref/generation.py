@@ -13,7 +13,7 @@ import operator
 
 import numpy as np
 
-from k2ref.attention import KVCache
+from k2ref.cache import KVCache
 from k2ref.checkpoint.styles import STYLES
 from k2ref.doors.intake import quoted
 from k2ref.model import forward

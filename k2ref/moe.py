@@ -11,30 +11,32 @@ Chapters 09 and 10.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from k2ref import ops
+from k2ref.quant import Weight
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Hold the three matrices of an MLP: gate and up (F, D), down (D, F)."""
+    """The three matrices of an MLP: gate and up (F, D), down (D, F)."""
 
-    gate_proj: object
-    up_proj: object
-    down_proj: object
+    gate_proj: Weight
+    up_proj: Weight
+    down_proj: Weight
 
 
 @dataclass(frozen=True)
 class Moe:
-    """Hold one layer's router, shared expert and routed experts (bound when first chosen)."""
+    """One layer's router, shared expert and routed experts (bound when first chosen)."""
 
-    gate: object  # (E, D)
+    gate: Weight  # (E, D)
     bias: np.ndarray  # (E,) e_score_correction_bias
     shared: Mlp
-    find_expert: object  # e -> Mlp
+    find_expert: Callable[[int], Mlp]
     experts: dict = field(default_factory=dict)
 
     def expert(self, e):
@@ -42,31 +44,6 @@ class Moe:
         if e not in self.experts:
             self.experts[e] = self.find_expert(e)
         return self.experts[e]
-
-
-def bind_mlp(checkpoint, config, at, F):
-    """Find the MLP of hidden width F whose names begin with `at`; views, no copies.
-
-    Raises: CheckpointError
-    """
-    D = config.hidden_size
-    return Mlp(checkpoint.weight(at + "gate_proj", (F, D)),
-               checkpoint.weight(at + "up_proj", (F, D)),
-               checkpoint.weight(at + "down_proj", (D, F)))
-
-
-def bind_moe(checkpoint, config, at):
-    """Find the mixture of experts whose names begin with `at`.
-
-    Raises: CheckpointError
-    """
-    E, F = config.n_routed_experts, config.moe_intermediate_size
-    return Moe(
-        gate=checkpoint.weight(at + "gate", (E, config.hidden_size)),
-        bias=checkpoint.vector(at + "gate.e_score_correction_bias", (E,)),
-        shared=bind_mlp(checkpoint, config, at + "shared_experts.", config.n_shared_experts * F),
-        find_expert=lambda e: bind_mlp(checkpoint, config, f"{at}experts.{e}.", F),
-    )
 
 
 def mlp(h, w, threads=None):
@@ -145,13 +122,29 @@ def _best_groups_first(best, choice, config):
     return np.take_along_axis(best, masked.argsort(axis=-1, kind="stable"), axis=-1)
 
 
+def mixture_by_token(h, w, chosen, mix):
+    """Add up the chosen experts of each token and the shared expert, one product at a time.
+
+    (T, D), (T, K), (T, K) -> (T, D)
+
+    The plain twin of `mixture`: every token reads its experts' weights for itself.
+    Source: modeling_deepseek.py, DeepseekV3MoE.
+    """
+    y = np.zeros_like(h)
+    for t in range(len(h)):
+        for k, e in enumerate(chosen[t]):
+            y[t] += mix[t, k] * mlp(h[t:t + 1], w.expert(int(e)))[0]
+        y[t] += mlp(h[t:t + 1], w.shared)[0]
+    return y
+
+
 def mixture(h, w, chosen, mix, threads=None, arrivals=None):
     """Add up the chosen experts of each token by their weights, then the shared expert.
 
     (T, D), (T, K), (T, K) -> (T, D)
 
     Tokens are grouped by expert, so each expert's weights are read once. A token's sum runs over
-    its experts in the order of `chosen`, whoever else was routed with it, and whichever expert was
+    its experts in the order of `chosen`, whatever else was routed with it, and whichever expert was
     ready first: `arrivals` yields the experts used, a list at a time; without it, all at once.
     Source: modeling_deepseek.py, DeepseekV3MoE.
     """
@@ -172,14 +165,12 @@ def mixture(h, w, chosen, mix, threads=None, arrivals=None):
     return ops.weighted_sum(mix, rows, h.shape[1]) + shared
 
 
-def moe(h, w, i, config, threads=None, trace=None, stream=None):
-    """Run layer i's mixture of experts on normalised activations.
+def moe(h, w, run):
+    """Run one layer's mixture of experts on normalised activations.
 
     (T, D) -> (T, D)
     """
-    chosen, mix = route(h, w.gate, w.bias, config, threads)
-    arrivals = stream.arrivals(i, np.unique(chosen).tolist()) if stream else None
-    y = mixture(h, w, chosen, mix, threads, arrivals)
-    if trace is not None:
-        trace.record_all(f"layers.{i}.moe.", chosen=chosen, mix=mix, out=y)
+    chosen, mix = route(h, w.gate, w.bias, run.config, run.threads)
+    y = mixture(h, w, chosen, mix, run.threads, run.arrivals(chosen))
+    run.record("moe.", chosen=chosen, mix=mix, out=y)
     return y

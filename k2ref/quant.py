@@ -152,7 +152,38 @@ def _check_array(what, array, dtype, ndim=2):
             "contiguous, aligned rows", f"strides {array.strides}")
 
 
-class Int4:
+class Weight:
+    """A matrix (O, I) as the checkpoint stores it; each format below is one.
+
+    `arrays` are its numbers and its scales, or None; `shape` is (O, I).
+    """
+
+    arrays: tuple[np.ndarray, np.ndarray | None]
+    shape: tuple[int, int]
+
+    @property
+    def n_bytes(self):
+        """Bytes that one read of the whole matrix moves."""
+        return sum(array.nbytes for array in self.arrays if array is not None)
+
+    def dequantize(self):
+        """Return the weights as float32 (O, I)."""
+        raise NotImplementedError
+
+    def rows(self, start, stop):
+        """View the output rows `start` to `stop` as a weight of their own."""
+        return type(self)(*(array[start:stop] for array in self.arrays if array is not None))
+
+    def take(self, ids):
+        """Return the rows of these ids as float32.
+
+        (O, I), (T,) -> (T, I)
+        """
+        none = np.empty((0, self.shape[1]), np.float32)
+        return np.concatenate([none, *(self.rows(i, i + 1).dequantize() for i in ids)])
+
+
+class Int4(Weight):
     """A matrix of INT4 weights in groups of 32 columns: w = (nibble - 8) * scale.
 
     packed int32 (O, I/8), scale uint16 bf16 bits (O, I/32).
@@ -170,22 +201,13 @@ class Int4:
         self.packed, self.scale, self.shape = packed, scale, (O, n_words * 8)
         self.arrays = packed, scale
 
-    @property
-    def n_bytes(self):
-        """Bytes that one read of the whole matrix moves."""
-        return self.packed.nbytes + self.scale.nbytes
-
     def dequantize(self):
         """Return the weights as float32 (O, I): exact, a 4-bit integer times an 8-bit mantissa."""
         q = unpack_int4(self.packed).astype(np.float32)
         return q * np.repeat(bf16_to_f32(self.scale), GROUP, axis=1)
 
-    def rows(self, start, stop):
-        """View the output rows `start` to `stop` as a weight of their own."""
-        return Int4(self.packed[start:stop], self.scale[start:stop])
 
-
-class Fp8:
+class Fp8(Weight):
     """A matrix of FP8 e4m3 weights in blocks of 128x128: w = e4m3(byte) * scale_inv.
 
     bits uint8 (O, I), scale_inv float32 (ceil(O/128), ceil(I/128)). `first_row` is the row of the
@@ -203,57 +225,33 @@ class Fp8:
         self.bits, self.scale_inv, self.first_row, self.shape = bits, scale_inv, first_row, (O, I)
         self.arrays = bits, scale_inv
 
-    @property
-    def n_bytes(self):
-        """Bytes that one read of the whole matrix moves."""
-        return self.bits.nbytes + self.scale_inv.nbytes
-
     def dequantize(self):
         """Return the weights as float32 (O, I), each rounded once."""
         return fp8_to_f32(self.bits) * _spread(self.scale_inv, self.first_row, *self.shape)
 
     def rows(self, start, stop):
-        """View the output rows `start` to `stop` as a weight of their own."""
         return Fp8(self.bits[start:stop], self.scale_inv, self.first_row + start)
 
 
-class Bf16:
+class Bf16(Weight):
     """A matrix of bf16 weights: bits uint16 (O, I)."""
 
     def __init__(self, bits):
         _check_array("Bf16 bits", bits, np.uint16)
         self.bits, self.shape, self.arrays = bits, bits.shape, (bits, None)
 
-    @property
-    def n_bytes(self):
-        """Bytes that one read of the whole matrix moves."""
-        return self.bits.nbytes
-
     def dequantize(self):
         """Return the weights as float32 (O, I), exact."""
         return bf16_to_f32(self.bits)
 
-    def rows(self, start, stop):
-        """View the output rows `start` to `stop` as a weight of their own."""
-        return Bf16(self.bits[start:stop])
 
-
-class F32:
+class F32(Weight):
     """A matrix of float32 weights: values (O, I)."""
 
     def __init__(self, values):
         _check_array("F32 values", values, np.float32)
         self.values, self.shape, self.arrays = values, values.shape, (values, None)
 
-    @property
-    def n_bytes(self):
-        """Bytes that one read of the whole matrix moves."""
-        return self.values.nbytes
-
     def dequantize(self):
         """Return the weights themselves, float32 (O, I)."""
         return self.values
-
-    def rows(self, start, stop):
-        """View the output rows `start` to `stop` as a weight of their own."""
-        return F32(self.values[start:stop])

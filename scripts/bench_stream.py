@@ -22,8 +22,7 @@ from statistics import median
 import numpy as np
 
 import k2ref
-from k2ref import model as model_module
-from k2ref import moe, ops
+from k2ref import loading, moe, ops
 from k2ref.streaming import memory
 from k2ref.streaming.meter import Meter
 from k2ref.streaming.residency import Residency
@@ -79,11 +78,11 @@ def main():
 
 def mapped(path, threads):
     """Load a checkpoint simply mapped, however large it is."""
-    before, model_module.STREAM_FROM = model_module.STREAM_FROM, 1 << 60
+    before, loading.STREAM_FROM = loading.STREAM_FROM, 1 << 60
     try:
         return k2ref.load(path, threads)
     finally:
-        model_module.STREAM_FROM = before
+        loading.STREAM_FROM = before
 
 
 def drop(model, plain):
@@ -194,7 +193,7 @@ def machinery(model, plain, ids, rounds):
     own_s = []
     for _ in range(20):
         start_s = time.perf_counter()
-        with model.stream.forward_pass(1):
+        with model.stream.forward_pass(1, Trace()):
             for i in range(model.config.num_hidden_layers):
                 model.stream.enter(i)
                 if model.config.is_moe_layer(i):

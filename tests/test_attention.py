@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import activations, attentions, matrix, n_threads, seeds
 
 from k2ref import attention, ops
-from k2ref.attention import KVCache
+from k2ref.cache import KVCache
 from k2ref.quant import F32
 from k2ref.rope import cos_sin
 

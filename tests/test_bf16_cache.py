@@ -14,7 +14,7 @@ from strategies import activations, attentions, matrix, n_threads, partitions, s
 
 import k2ref
 from k2ref import attention
-from k2ref.attention import KVCache
+from k2ref.cache import KVCache
 from k2ref.checkpoint.config import Config
 from k2ref.cli import main as cli
 from k2ref.conversation import chat as conversation

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from k2ref.attention import KVCache
+from k2ref.cache import KVCache
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from strategies import partitions, seeds
 
 import k2ref
 from k2ref import attention, model, ops, quant
+from k2ref.run import Run
 from k2ref.trace import Trace
 from scripts.checkpoints.small import LAYOUTS, tiny_config, write_checkpoint
 
@@ -80,7 +81,7 @@ def test_decoding_has_the_bits_of_prefill_at_the_edges(kernels, small, cut):
 def test_the_size_of_a_chunk_changes_no_bit(path, tiny_model, monkeypatch, chunk):
     expected, trace, trace_too = k2ref.forward(tiny_model(), IDS), Trace(), Trace()
     last = k2ref.forward(tiny_model(), IDS, last_only=True, trace=trace)
-    monkeypatch.setattr(model, "CHUNK", chunk)
+    monkeypatch.setattr("k2ref.run.CHUNK", chunk)
     assert_same(k2ref.forward(tiny_model(), IDS), expected)
     assert_same(k2ref.forward(tiny_model(), IDS, last_only=True, trace=trace_too), last)
     assert {n: a.shape for n, a in trace.arrays.items()} == \
@@ -201,11 +202,11 @@ def test_a_failure_in_the_middle_leaves_the_cache_as_it_was(
     k2ref.forward(m, IDS[:6], cache)
     block, linear = model.block, ops.linear
 
-    def failing_block(*args):
+    def failing_block(x, layer, run):
         calls.append(1)
         if len(calls) == fail_at:
             raise KeyboardInterrupt
-        return block(*args)
+        return block(x, layer, run)
 
     def failing_linear(x, w, threads=None):
         if w is m.lm_head and fail_at == "lm_head":
@@ -213,7 +214,7 @@ def test_a_failure_in_the_middle_leaves_the_cache_as_it_was(
         return linear(x, w, threads)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "CHUNK", 5)  # three chunks of three layers follow
+        patch.setattr("k2ref.run.CHUNK", 5)  # three chunks of three layers follow
         patch.setattr(model, "block", failing_block)
         patch.setattr(ops, "linear", failing_linear)
         with pytest.raises(KeyboardInterrupt):
@@ -238,11 +239,11 @@ def test_block_adds_attention_and_mlp_to_the_residual(tiny_model):
     a, layer = trace.arrays, m.layers[1]
     x = a["layers.0.out"]
     h = ops.rms_norm(x, layer.input_layernorm, m.config.rms_norm_eps)
-    cos, sin = model.cos_sin(m.config, np.arange(N))
-    cache = k2ref.KVCache(m.config, N)
-    x = x + attention.attention(h, layer.attention, cache, 1, cos, sin, m.config, 1)
+    run = Run(m.config, k2ref.KVCache(m.config, N), threads=1)
+    run.stand_before(N, i=1)
+    x = x + attention.attention(h, layer.attention, run)
     h = ops.rms_norm(x, layer.post_attention_layernorm, m.config.rms_norm_eps)
-    assert (a["layers.1.out"] == x + model.experts.moe(h, layer.mlp, 1, m.config, 1)).all()
+    assert (a["layers.1.out"] == x + model.moe(h, layer.mlp, run)).all()
     assert (a["norm"] == ops.rms_norm(a["layers.2.out"], m.norm, m.config.rms_norm_eps)).all()
     assert (a["logits"] == ops.linear(a["norm"], m.lm_head, 1)).all()
 

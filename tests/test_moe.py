@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import FORMATS, activations, matrix, n_threads, routings, seeds
 
 from k2ref import moe, ops, quant
+from k2ref.run import Run
 from k2ref.trace import Trace
 
 U = 2.0**-24  # the unit roundoff of float32
@@ -231,15 +232,16 @@ def test_mixture_is_its_formula(path, seed, T, threads):
             size[t] += mix[t, k] * np.abs(y)
     bound += 5 * U * (size + bound)  # a product, and three experts and the shared one to add
     assert_within(moe.mixture(h, w, chosen, mix, threads), exact, bound)
+    assert_within(moe.mixture_by_token(h, w, chosen, mix), exact, bound)
 
 
 @given(seeds, st.integers(2, 9), n_threads)
 def test_a_token_has_the_same_bits_whoever_is_routed_with_it(kernels, seed, T, threads):
     w, config = a_moe(seed % 1000), router(num_experts_per_tok=3)
     h = activations(seed, T, 64) / 30
-    together = moe.moe(h, w, 0, config, threads)
+    together = moe.moe(h, w, Run(config, None, threads))
     for t in range(T):
-        assert (moe.moe(h[t : t + 1], w, 0, config, threads=1)[0] == together[t]).all()
+        assert (moe.moe(h[t : t + 1], w, Run(config, None, 1))[0] == together[t]).all()
 
 
 @given(seeds, st.permutations(range(7)), st.integers(1, 6))
@@ -250,7 +252,8 @@ def test_the_numbers_of_the_experts_do_not_matter(kernels, seed, order, T):
     chosen, mix = moe.route(h, plain.gate, plain.bias, config, 1)
     chosen_too, mix_too = moe.route(h, permuted.gate, permuted.bias, config, 1)
     assert (np.array(order)[chosen_too] == chosen).all() and (mix_too == mix).all()
-    y, y_too = moe.moe(h, plain, 0, config, 1), moe.moe(h, permuted, 0, config, 1)
+    run = Run(config, None, 1)
+    y, y_too = moe.moe(h, plain, run), moe.moe(h, permuted, run)
     assert (y_too == y).all()
 
 
@@ -261,7 +264,7 @@ def test_experts_are_found_when_first_chosen_and_kept():
                             find_expert=lambda e: asked.append(e) or plain.find_expert(e))
     h, config = activations(1, 4, 64), router()
     for _ in range(2):
-        moe.moe(h, w, 0, config, threads=1)
+        moe.moe(h, w, Run(config, None, 1))
     chosen, _ = moe.route(h, w.gate, w.bias, config, 1)
     assert sorted(asked) == np.unique(chosen).tolist()
 
@@ -269,7 +272,7 @@ def test_experts_are_found_when_first_chosen_and_kept():
 def test_moe_records_what_it_chose():
     trace, w, config = Trace(), a_moe(0), router()
     h = activations(1, 4, 64)
-    y = moe.moe(h, w, 5, config, threads=1, trace=trace)
+    y = moe.moe(h, w, Run(config, None, 1, trace, i=5))
     chosen, mix = moe.route(h, w.gate, w.bias, config, 1)
     expected = {"layers.5.moe.chosen": chosen, "layers.5.moe.mix": mix, "layers.5.moe.out": y}
     assert list(trace.arrays) == list(expected)

@@ -114,10 +114,10 @@ def test_a_pass_that_fails_is_not_recorded(tiny_model, monkeypatch):
     k2ref.forward(m, IDS[:2], cache, trace=recorded)
     before, block = recorded.arrays, k2ref.model.block
 
-    def fail(x, layer, cache, i, *rest):
-        if i == 2:
+    def fail(x, layer, run):
+        if run.i == 2:
             raise KeyboardInterrupt
-        return block(x, layer, cache, i, *rest)
+        return block(x, layer, run)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(k2ref.model, "block", fail)

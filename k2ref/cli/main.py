@@ -24,7 +24,7 @@ from k2ref.doors import endings
 from k2ref.doors.atomic import require_file
 from k2ref.doors.screen import let_go, note, report, say
 from k2ref.generation import default_settings, generate
-from k2ref.model import load
+from k2ref.loading import load
 from k2ref.planning import plan
 from k2ref.show.recording import Recording
 from k2ref.tokenizer import Decoder, TokenizerError

@@ -10,7 +10,7 @@ import argparse
 import math
 import threading
 
-from k2ref.attention import CACHE_DTYPES
+from k2ref.cache import CACHE_DTYPES
 from k2ref.checkpoint.styles import STYLES
 from k2ref.doors.atomic import require_file
 from k2ref.doors.intake import quoted

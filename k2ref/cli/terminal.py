@@ -228,7 +228,8 @@ class Stopwatch:
             f"prompt   {self.n_read} tokens, {_rate(self.n_read, self.read_s)}{cached}",
             f"reply    {self.n_written} tokens, {_rate(self.n_steps, self.write_s)}, "
             f"ended by {self.reason}",
-            f"weights  {memory.size(model.bytes_per_token())} read for each token of the reply",
+            f"weights  {memory.size(model.config.n_bytes_per_token)} read for each token of the "
+            "reply",
             f"memory   {_peak_memory()} at most, with the parts of the checkpoint in memory",
         ]
         if len(self.replies_s) > 1:

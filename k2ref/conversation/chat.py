@@ -12,7 +12,7 @@ that follows is forgotten and computed again: the bits are always those of a fre
 Chapter 13.
 """
 
-from k2ref.attention import KVCache, require_memory
+from k2ref.cache import KVCache, require_memory
 from k2ref.checkpoint.styles import ChatError, style_for
 from k2ref.conversation import history
 from k2ref.conversation.events import CallEnd, Done, Prompt, Usage, collect

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from k2ref import ops
-from k2ref.attention import CACHE_DTYPES, require_memory
+from k2ref.cache import CACHE_DTYPES, require_memory
 from k2ref.conversation.chat import Context, prompt_ids
 from k2ref.conversation.template import ChatError
 from k2ref.doors import intake

@@ -30,12 +30,10 @@ from functools import lru_cache
 from math import fsum
 from pathlib import Path
 
-import numpy as np
-
-from k2ref import attention
+from k2ref.cache import bytes_per_token
 from k2ref.checkpoint import layout
 from k2ref.checkpoint.config import Config
-from k2ref.model import EMBEDDED
+from k2ref.loading import EMBEDDED
 from k2ref.planning import disk, rates
 from k2ref.streaming import memory
 from k2ref.streaming.residency import READERS
@@ -193,9 +191,7 @@ def by_format(config: Config) -> tuple[Counter, Counter]:
 
 def kv_bytes(config: Config, n_tokens: int, dtype="float32") -> int:
     """Return the bytes of a `KVCache` with this many tokens."""
-    width = -(-(config.kv_lora_rank + config.qk_rope_head_dim) // attention.LANES) * attention.LANES
-    n_bytes = np.dtype(attention.CACHE_DTYPES[dtype]).itemsize
-    return config.num_hidden_layers * width * n_bytes * n_tokens
+    return n_tokens * bytes_per_token(config, dtype)
 
 
 def report(model_path=None, memory_bytes=None, threads=None, cache_dtype="float32",

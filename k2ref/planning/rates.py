@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from k2ref import attention, model, ops, quant
+from k2ref import loading, model, ops, quant
+from k2ref.cache import KVCache
 from k2ref.planning import disk
 
 SIZE = 256 << 20  # bytes that are read in one round: more than the caches of most machines
@@ -82,8 +83,8 @@ def _any_weight(format, O, I):
 
 def layer(threads) -> float:
     """Measure what a layer takes where the weights take nothing: in the embedded model. Seconds."""
-    small = model.load(threads=threads)
-    cache = attention.KVCache(small.config, small.config.max_position_embeddings)
+    small = loading.load(threads=threads)
+    cache = KVCache(small.config, small.config.max_position_embeddings)
 
     def step():
         cache.truncate(0)

@@ -90,6 +90,14 @@ class Residency:
         if failure:
             raise failure
 
+    def fetch(self, units):
+        """Bring these units into memory, all of them before it returns.
+
+        Raises: CheckpointError for what the disk does not give.
+        """
+        for _ in self.bring(units):
+            pass
+
     def bring(self, units):
         """Yield lists of these units as they come into memory: first those that are there.
 

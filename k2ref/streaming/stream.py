@@ -19,7 +19,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from k2ref import ops
 from k2ref.streaming import memory as system
 from k2ref.streaming.meter import Meter
 from k2ref.streaming.pages import PAGE
@@ -37,7 +36,7 @@ MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
 class Stream:
-    """Hold what decides which parts of one model are in memory.
+    """The part of one model that is in memory, and the order in which the rest comes.
 
     `memory` is the budget in bytes for everything: this process's own memory, the caches and
     intermediate results in it, dense weights and experts. None is most of what is available.
@@ -60,12 +59,12 @@ class Stream:
         self.kept, self.passing = set(), None
         self.arriving, self.layer = None, 0
 
-    def read_dense(self, lm_head, on_progress=None):
+    def read_dense(self, embed_tokens, lm_head, on_progress=None):
         """Read the dense weights that fit, once; `on_progress(done, total)` counts bytes.
 
         Raises: CheckpointError, and ValueError for a budget that is too small.
         """
-        self.head = self._head_units(lm_head)
+        self.embed_tokens, self.head = embed_tokens, self._head_units(lm_head)
         units = [*self.layers, *(unit for *_, unit in self.head)]
         self._choose_kept(units)
         self.residency.keep(self.kept, on_progress)
@@ -83,7 +82,7 @@ class Stream:
         return sum(unit.n_bytes for unit in self.kept)
 
     @contextmanager
-    def forward_pass(self, n_tokens):
+    def forward_pass(self, n_tokens, trace):
         """Measure one forward pass, with the budget set for it; passes of one model take turns.
 
         What a pass that failed had asked for has landed, or was taken back, when this returns.
@@ -105,6 +104,7 @@ class Stream:
                 if lost:  # the system takes pages back: what was in memory may not be any more
                     self.residency.doubt()
                 self.meter.end(lost)
+            self.meter.passes[-1].trace(trace)
 
     def enter(self, i):
         """Make layer i's dense weights ready."""
@@ -117,25 +117,25 @@ class Stream:
             self.residency.keep([unit])  # nothing to do, unless the system took pages back
         else:
             self.passing = unit
-            for _ in self.residency.bring([unit]):
-                pass
+            self.residency.fetch([unit])
 
     def arrivals(self, i, chosen):
-        """Yield layer i's chosen experts in lists, each as soon as it is in memory.
+        """Yield the experts that layer i's tokens chose in lists, each as soon as it is in memory.
 
+        (T, K) or a list
         Experts are given by number, and the first list holds those that need no reading.
         Raises: CheckpointError for what the disk does not give.
         """
-        units = [self._expert(i, int(e)) for e in chosen]
+        chosen = np.unique(chosen).tolist()
+        units = [self._expert(i, e) for e in chosen]
         number = dict(zip(units, chosen, strict=True))
         self.arriving = self.residency.bring(units)
         for landed in self.arriving:
             yield [number[unit] for unit in landed]
 
-    def fetch_rows(self, w, ids):
+    def fetch_rows(self, ids):
         """Read the rows of the embedding matrix that these ids look up: others are not needed."""
-        for _ in self.residency.bring([self._row(w, int(i)) for i in np.unique(ids)]):
-            pass
+        self.residency.fetch([self._row(int(i)) for i in np.unique(ids)])
 
     def status(self):
         """Say in a few words what is going on, while it is: for a line that shows progress."""
@@ -145,25 +145,22 @@ class Stream:
             return layer
         return f"{layer}, {read / 1e9:.1f} GB from disk at {read / time_s / 1e9:.2f} GB/s"
 
-    def logits(self, x, lm_head, threads):
-        """Multiply by lm_head, the pieces that are not kept in the order in which they come.
+    def pieces_of_head(self):
+        """Yield (first row, last row) of pieces of lm_head: those that are kept, then the others.
 
-        (T, D), (W, D) -> (T, W)
+        (0, None) stands for all rows at once.
+        Raises: CheckpointError for what the disk does not give.
         """
         loose = {unit: rows for *rows, unit in self.head if unit not in self.kept}
         self.residency.keep(unit for *_, unit in self.head if unit in self.kept)
         if not loose:
-            return ops.linear(x, lm_head, threads)
-        y = np.empty((len(x), lm_head.shape[0]), np.float32)
-        for start, stop, unit in self.head:
-            if unit in self.kept:
-                y[:, start:stop] = ops.linear(x, lm_head.rows(start, stop), threads)
+            yield 0, None
+            return
+        yield from ((start, stop) for start, stop, unit in self.head if unit in self.kept)
         for landed in self.residency.bring(list(loose)):
             for unit in landed:
-                start, stop = loose[unit]
-                y[:, start:stop] = ops.linear(x, lm_head.rows(start, stop), threads)
+                yield loose[unit]
                 self.residency.retire(unit)
-        return y
 
     def _free(self):
         """Count the bytes of the budget that weights and intermediate results may have."""
@@ -216,11 +213,12 @@ class Stream:
             self.experts[i, e] = Unit(merged(extents))
         return self.experts[i, e]
 
-    def _row(self, w, i):
+    def _row(self, i):
         """Return the Unit of a row of the embedding matrix."""
         if i not in self.rows:
-            arrays = (array for array in w.rows(i, i + 1).arrays if array is not None)
-            self.rows[i] = Unit(merged([self._extent_of(array) for array in arrays]))
+            arrays = self.embed_tokens.rows(i, i + 1).arrays
+            extents = [self._extent_of(array) for array in arrays if array is not None]
+            self.rows[i] = Unit(merged(extents))
         return self.rows[i]
 
     def _extent_of(self, array):

@@ -18,6 +18,7 @@ import k2ref
 from k2ref import attention, moe, ops, quant
 from k2ref.checkpoint.config import Config
 from k2ref.model import Layer, Model
+from k2ref.run import Run
 from k2ref.tokenizer import Tokenizer
 
 K2 = dict(
@@ -111,7 +112,7 @@ def moe_layer(T, n_experts=48):
         dense = sum(m.n_bytes for m in w.shared.__dict__.values()) + w.gate.n_bytes
         flops = 2 * T * (9 * 3 * D * F + n_experts * D)
         amount = 8 * per_expert + dense if T == 1 else flops
-        return lambda: moe.moe(h, w, 0, config, threads), amount
+        return lambda: moe.moe(h, w, Run(config, None, threads)), amount
     return prepare
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 K2REF = ROOT / "k2ref"
 GROUND = ("quant", "ops", "tokenizer", "sampling")
-HALL = (*GROUND, "rope", "attention", "moe", "trace", "model", "generation")
+HALL = (*GROUND, "rope", "cache", "attention", "moe", "trace", "run", "model", "loading",
+        "generation")
 WINGS = ("doors", "checkpoint", "streaming", "conversation", "tools", "planning", "show", "cli")
 COMPILED = {"ops": "_kernels", "tokenizer": "_bpe", "streaming.pages": "streaming._faults"}
 FACE = ("__init__", "__main__")

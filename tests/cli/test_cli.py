@@ -94,8 +94,8 @@ def test_stats_are_four_lines_on_standard_error(model, capsys):
     prompt, reply, weights, memory = err.splitlines()
     assert re.fullmatch(r"prompt   \d+ tokens, [\d.]+ tokens/s", prompt)
     assert re.fullmatch(r"reply    \d+ tokens, [\d.]+ tokens/s, ended by stop", reply)
-    assert weights == (f"weights  {model.bytes_per_token() / 1e6:.1f} MB read for each token of "
-                       "the reply")
+    assert weights == (f"weights  {model.config.n_bytes_per_token / 1e6:.1f} MB read for each "
+                       "token of the reply")
     assert re.match(r"memory   [\d.]+ [MG]B at most", memory)
 
 

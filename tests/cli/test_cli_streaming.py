@@ -14,6 +14,7 @@ from k2ref.cli.main import main
 from k2ref.planning import rates
 from k2ref.streaming import memory, stream
 from k2ref.streaming.pages import File
+from k2ref.trace import Trace
 from scripts.checkpoints.small import write_checkpoint
 
 SUM = "37+58="
@@ -126,7 +127,7 @@ def test_the_status_of_a_stream_at_rest_and_at_work(tmp_path, monkeypatch):
     assert model.stream.status() == "layer 1/3"
     counts = iter([10_000_000_000, 10_500_000_000, 11_000_000_000, 12_000_000_000])
     monkeypatch.setattr(memory, "read_from_disk", lambda: next(counts))
-    with model.stream.forward_pass(1):
+    with model.stream.forward_pass(1, Trace()):
         model.stream.enter(1)
         assert model.stream.status().startswith("layer 2/3, 0.5 GB from disk at ")
     assert model.stream.status() == "layer 2/3"

@@ -189,7 +189,7 @@ def ticking(monkeypatch, *times):
 
 
 def model_reading(n_bytes):
-    return SimpleNamespace(bytes_per_token=lambda: n_bytes, stream=None)
+    return SimpleNamespace(config=SimpleNamespace(n_bytes_per_token=n_bytes), stream=None)
 
 
 def test_the_stopwatch_reports_in_four_lines(monkeypatch):

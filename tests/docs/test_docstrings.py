@@ -12,15 +12,17 @@ import pytest
 from conftest import COMPILED, choose_path
 
 import k2ref
-from k2ref import attention, model, moe, ops, quant, rope, sampling
+from k2ref import attention, cache, loading, model, moe, ops, quant, rope, run, sampling
 from scripts.checkpoints.small import tiny_config, write_checkpoint
 
-MODULES = (quant, ops, rope, attention, moe, model, sampling, sys.modules["k2ref.generation"])
+MODULES = (quant, ops, rope, cache, attention, moe, run, model, loading, sampling,
+           sys.modules["k2ref.generation"])
 # A shape line stands alone: items, an arrow, items.
 SHAPE_LINE = re.compile(r"^ *((?:[(\[.]|[A-Za-z ]+,).*)?-> (.+)$")
 ITEM = re.compile(r"\[.*?\]|\([^)]*\)|[^,\s][^,]*")
 # In these modules the letters are the sizes of the model; elsewhere they bind call by call.
-OF_THE_MODEL = {"k2ref.attention", "k2ref.moe", "k2ref.model", "k2ref.sampling", "k2ref.rope"}
+OF_THE_MODEL = {"k2ref.attention", "k2ref.moe", "k2ref.model", "k2ref.sampling", "k2ref.rope",
+                "k2ref.cache", "k2ref.run", "k2ref.loading"}
 T = 7
 SIZES = {  # no two letters alike, and C + R a multiple of 16, for a cache row is padded to that
     "hidden_size": 64, "num_attention_heads": 3, "num_key_value_heads": 3, "qk_nope_head_dim": 12,
@@ -31,9 +33,11 @@ SIZES = {  # no two letters alike, and C + R a multiple of 16, for a cache row i
 
 # They take or give no single arrays: settings, weights by name, lists of products, tokens.
 WITHOUT_ARRAYS = {
-    "kernels_name", "missing_kernels", "default_threads", "n_threads", "linear_many", "bind",
-    "bind_mlp", "bind_moe", "bind_layer", "default_settings", "default_stop_ids", "generate",
-    "require_memory", "check_settings", "whole", "not_done",
+    "kernels_name", "missing_kernels", "default_threads", "n_threads", "linear_many",
+    "bind_attention", "bind_mlp", "bind_moe", "bind_layer", "default_settings",
+    "default_stop_ids", "generate",
+    "require_memory", "row_width", "bytes_per_token", "running", "check_settings", "whole",
+    "not_done",
 }  # fmt: skip
 
 
@@ -172,7 +176,7 @@ class Seen(set):
 def run_everything(seen, directory, layout):
     """Write, load and run a model of the layout, so that its functions are called."""
     values = {**tiny_config(layout), **SIZES}
-    m = model.load(write_checkpoint(directory, values, layout=layout), threads=1)
+    m = loading.load(write_checkpoint(directory, values, layout=layout), threads=1)
     c = m.config
     seen.sizes = {
         "D": c.hidden_size, "H": c.num_attention_heads, "N": c.qk_nope_head_dim,
@@ -186,6 +190,8 @@ def run_everything(seen, directory, layout):
     list(k2ref.generate(m, range(T), max_new_tokens=2, temperature=0, stop_ids=[]))
     parts = [recorded.arrays[f"layers.1.attn.{n}"] for n in ("q_nope", "q_rope", "c_kv", "k_rope")]
     attention.attend_expanded(*parts, m.layers[1].attention, c.softmax_scale)
+    routed = [recorded.arrays[f"layers.1.moe.{n}"] for n in ("chosen", "mix")]
+    moe.mixture_by_token(recorded.arrays["layers.1.h"], m.layers[1].mlp, *routed)
     ops.silu(recorded.arrays["norm"])
 
 
@@ -240,7 +246,7 @@ def test_the_search_for_public_names_finds_them():
         value = getattr(k2ref, name)
         assert inspect.ismodule(value) or any(value is found for found, _ in NAMES.values()), name
     config = "k2ref.checkpoint.config"
-    assert {"k2ref.attention.KVCache.truncate", "k2ref.quant.Int4.n_bytes", config,
+    assert {"k2ref.cache.KVCache.truncate", "k2ref.quant.Weight.n_bytes", config,
             f"{config}.Config.n_parameters", f"{config}.Config.from_dict"} <= NAMES.keys()
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import k2ref
-from k2ref import attention
+from k2ref.cache import CACHE_DTYPES
 from k2ref.checkpoint.config import Config
 from k2ref.planning import disk, plan, rates
 from k2ref.streaming import memory, stream
@@ -151,7 +151,7 @@ def test_a_faster_disk_is_never_worse_and_none_is_not_known(n_bytes, factor):
 
 
 @pytest.mark.parametrize("layout", ["thinking", "moonlight"])
-@pytest.mark.parametrize("dtype", attention.CACHE_DTYPES)
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 def test_the_cache_takes_what_the_plan_says(layout, dtype):
     config = Config.from_dict(tiny_config(layout))
     cache = k2ref.KVCache(config, 512, dtype)

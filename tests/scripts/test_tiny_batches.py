@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import k2ref  # noqa: E402
-from k2ref.model import EMBEDDED  # noqa: E402
+from k2ref.loading import EMBEDDED  # noqa: E402
 from scripts.tiny import batches, train  # noqa: E402
 
 pytestmark = pytest.mark.oracle

@@ -108,7 +108,7 @@ def test_a_pattern_that_fits_nothing_is_refused(capsys, tmp_path):
 
 def test_more_than_the_memory_holds_is_refused_before_it_is_computed(
         monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(k2ref.attention, "require_memory", lambda *args: None)
+    monkeypatch.setattr("k2ref.cache.require_memory", lambda *args: None)
     monkeypatch.setattr("k2ref.streaming.memory.available", lambda: 1_000_000)
     monkeypatch.setattr("k2ref.conversation.chat.require_memory", lambda *args: None)
     file = str(tmp_path / "a.npz")

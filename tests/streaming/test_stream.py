@@ -257,7 +257,7 @@ def test_locked_weights_or_a_note(checkpoint_of, monkeypatch):
 def test_a_large_checkpoint_streams_by_itself(checkpoint_of, monkeypatch):
     path, expected = checkpoint_of("thinking")
     assert k2ref.load(path, threads=1).stream is None
-    monkeypatch.setattr("k2ref.model.STREAM_FROM", 1000)
+    monkeypatch.setattr("k2ref.loading.STREAM_FROM", 1000)
     model = k2ref.load(path, threads=1)
     assert model.stream.memory <= memory.available() * stream.SHARE * 1.1
     assert_same(k2ref.forward(model, IDS), expected)
