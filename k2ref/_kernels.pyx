@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The hot loops: thin checked doors to the C kernels of _paths.h, without the interpreter lock.
+"""The hot loops: thin checked doors to the kernels in kernels/, without the interpreter lock.
 
 Every function here has a plain twin in NumPy, named in its docstring, and is held equal to it by the
 tests.
@@ -14,7 +14,7 @@ from libc.stdlib cimport free, malloc
 
 cnp.import_array()
 
-cdef extern from "_paths.h" nogil:
+cdef extern from "kernels/paths.h" nogil:
     ctypedef struct Path:
         const char *name
         void (*silu_mul)(const float *, const float *, float *, long) noexcept nogil

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-NEEDS = {"_attend_tiles.h": "amx", "_integers.h": "vnni"}  # the path that runs it
-EMULATED = "-DEMULATED_TILES='\"../tests/native/emulated_tiles.h\"'"  # then vnni will do for amx
+NEEDS = {"kernels/amx/attend.h": "amx", "kernels/vnni/digits.h": "vnni"}  # the path that runs it
+EMULATED = "-DEMULATED_TILES='\"../../../tests/native/emulated_tiles.h\"'"  # vnni will do for amx
 
 
 class Mutant(NamedTuple):
@@ -45,12 +45,12 @@ MUTANTS = [
     Mutant("experts-of-nan-are-passed-over", "moe.py",
            "if not math.isfinite(np.vdot(logits, logits)", "if False and (np.vdot(logits, logits)",
            "test_not_finite.py"),
-    Mutant("squares-that-overflow-make-zeros", "_attend.h",
+    Mutant("squares-that-overflow-make-zeros", "kernels/attend.h",
            "sqrtf(mean + eps + 0 * mean)", "sqrtf(mean + eps)", "test_not_finite.py",
            rebuild=True),
-    Mutant("scores-of-nan-are-passed-over", "_attend.h",
+    Mutant("scores-of-nan-are-passed-over", "kernels/attend.h",
            "*sum += 0 * NAME(add_lanes)(lanes);", "", "test_not_finite.py", rebuild=True),
-    Mutant("scores-of-nan-are-passed-over-in-tiles", "_attend_tiles.h",
+    Mutant("scores-of-nan-are-passed-over-in-tiles", "kernels/amx/attend.h",
            "sum[0] = _mm512_fmadd_ps(doubt, none, sum[0]);", "", "test_not_finite.py",
            rebuild=True),
     Mutant("rows-before-the-last-are-forgotten", "run.py",
@@ -89,10 +89,10 @@ MUTANTS = [
     Mutant("latent-norms-with-rms-norm-eps", "attention.py",
            "w.kv_a_layernorm, config.latent_norm_eps", "w.kv_a_layernorm, config.rms_norm_eps",
            "test_attention.py test_golden.py"),
-    Mutant("no-causal-mask", "_attend.h",
+    Mutant("no-causal-mask", "kernels/attend.h",
            "seen = a->start + t + 1;", "seen = a->start + a->T;",
            "test_attention.py test_model.py", rebuild=True),
-    Mutant("no-causal-mask-in-tiles", "_attend_tiles.h",
+    Mutant("no-causal-mask-in-tiles", "kernels/amx/attend.h",
            "seen = a->start + t + 1;", "seen = a->start + a->T;",
            "test_attend.py", rebuild=True),
     Mutant("no-causal-mask-in-numpy", "attention.py",
@@ -118,15 +118,15 @@ MUTANTS = [
     Mutant("bf16-truncated-not-rounded", "quant.py",
            "rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16", "rounded = words >> 16",
            "test_quant.py"),
-    Mutant("int4-scales-of-the-wrong-lane", "_linear.h",
+    Mutant("int4-scales-of-the-wrong-lane", "kernels/linear.h",
            "#define GROUP_OF(l) (4 * ((l) & 3) + ((l) >> 2))", "#define GROUP_OF(l) (l)",
            "test_ops.py", rebuild=True),
     Mutant("a-fork-waits-for-threads", "_kernels.pyx",
            "    let_threads_go()\n", "    pass\n", "test_ops.py", rebuild=True),
-    Mutant("small-activations-lost-beside-large", "_integers.h",
+    Mutant("small-activations-lost-beside-large", "kernels/vnni/digits.h",
            "_mm512_store_ps(block->least, _mm512_maskz_mov_ps(far, least));",
            "_mm512_store_ps(block->least, _mm512_setzero_ps());", "test_integers.py", rebuild=True),
-    Mutant("digits-without-their-carry", "_integers.h",
+    Mutant("digits-without-their-carry", "kernels/vnni/digits.h",
            "digits[i] = _mm512_xor_si512(_mm512_add_epi32(integers, half), half);",
            "digits[i] = integers;", "test_integers.py", rebuild=True),
     Mutant("fp8-view-forgets-its-first-row", "quant.py",

@@ -1,4 +1,4 @@
-"""INT4 products in integers (_integers.h): digits, rows in doubt, and the error they may make.
+"""INT4 products in integers (vnni/digits.h): digits, rows in doubt, and the error they may make.
 
 The bounds hold on every path; what is said of digits and doubt, where bytes are multiplied.
 """
@@ -37,7 +37,7 @@ def integers_of_group(x, near):
 
 
 def one_row(q, scale, x):
-    """Multiply as _integers.h says, in Python's integers; None for a row in doubt."""
+    """Multiply as vnni/digits.h says, in Python's integers; None for a row in doubt."""
     lanes, near = np.zeros(16, np.float32), len(x) * 31 / 32 * 2.0**-24
     for g in range(len(x) // 32):
         columns = slice(32 * g, 32 * g + 32)

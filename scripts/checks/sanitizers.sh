@@ -13,12 +13,12 @@ git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' 
     if [ -f "$file" ]; then printf '%s\0' "$file"; fi # one that was deleted is still listed
 done | tar --null -T - -cf - | tar -xf - -C "$place"
 cd "$place"
-sed -i 's/boundscheck=False, wraparound=False/boundscheck=True, wraparound=False/' k2ref/_*.pyx
+find k2ref -name '_*.pyx' -exec sed -i 's/boundscheck=False/boundscheck=True/' {} +
 grep -q 'boundscheck=True' k2ref/_kernels.pyx || { echo "no bounds checks to switch on"; exit 1; }
 # Optimised code merges what a sanitizer would tell apart, and takes minutes to compile with one.
 sed -i 's/"-O3"/"-O1", "-g"/' setup.py
 sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-emulate="-DEMULATED_TILES='\"../tests/native/emulated_tiles.h\"'"
+emulate="-DEMULATED_TILES='\"../../../tests/native/emulated_tiles.h\"'"
 CC=gcc CFLAGS="$sanitize $emulate" LDFLAGS="$sanitize" "$python" setup.py -q build_ext --inplace
 
 # Python itself has no sanitizer in it, so the library must be there before it; its own leaks are not ours.

@@ -3,8 +3,8 @@
     ```pycon      typed at Python's prompt: all blocks of a page share one namespace
     ```console    `$ command` and what it prints; `python` is the Python that runs this
     ```python     after `<!-- source: moe.py choose -->`: that function, without its docstring
-    ```c          after `<!-- source: _linear.h "first" .. "last" -->`: the lines from one that
-                  contains the first text to the next one that contains the last
+    ```c          after `<!-- source: kernels/linear.h "first" .. "last" -->`: the lines from one
+                  that contains the first text to the next one that contains the last
     ```python     after `<!-- mine: tests/test_moe.py -->`: the answer of an exercise, which
                   tests/docs/test_docs.py runs; after `<!-- not run: why -->`: neither
 

@@ -53,7 +53,8 @@ def files_of(page):
 def beside(name):
     """List what goes with a module and is none: the headers of C, the parts of the page."""
     folder = {"_kernels": "kernels", "show.page": "show/assets"}.get(name)
-    return sorted((house.K2REF / folder).rglob("*.*")) if folder else []
+    found = (house.K2REF / folder).rglob("*.*") if folder else ()
+    return sorted(found, key=lambda path: (len(path.parts), path))
 
 
 def hall():

@@ -230,7 +230,7 @@ nobody_runs_this()
 ```python
 ```
 
-<!-- source: _linear.h "nothing has this" .. "end" -->
+<!-- source: kernels/linear.h "nothing has this" .. "end" -->
 ```c
 ```
 
@@ -250,7 +250,7 @@ def test_what_a_page_must_not_hold():
         (19, "this block has nothing to run: no line begins with >>>"),
         (20, "no output of an example: 1"),
         (23, "moe.py: there is no chose"),
-        (27, "_linear.h: 0 lines contain 'nothing has this', expected one"),
+        (27, "kernels/linear.h: 0 lines contain 'nothing has this', expected one"),
         (32, "a console block begins with `$ ` and a command"),
     ]
     assert text == BAD.replace("a\nb\n", "a\n<BLANKLINE>\nb\n")

@@ -1,5 +1,5 @@
-/* The tile instructions in plain C, in the place of those of _tiles.h: for machines without tiles, and
- * so that a sanitizer sees what they load and store.
+/* The tile instructions in plain C, in the place of those of amx/tiles.h: for machines without
+ * tiles, and so that a sanitizer sees what they load and store.
  *
  * A product of BF16 rounds here in the order of its columns, by multiply-adds; the instruction keeps
  * another order and takes denormal numbers for zero. Products of bytes are exact in both.

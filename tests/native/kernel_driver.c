@@ -6,7 +6,7 @@
  * and its arrays. RESULTS are the float32 results, one after another. All of it is little-endian.
  */
 
-#include "../k2ref/_paths.h"
+#include "../../k2ref/kernels/paths.h"
 
 #include <stdio.h>
 

@@ -1,6 +1,6 @@
 /* Sixteen lanes: the vectors that every kernel is written in, for one instruction set.
  *
- * Included once per path by _paths.h, which sets NAME(x), ISA and the target. A v16 is sixteen floats in
+ * Included once per path by paths.h, which sets NAME(x), ISA and the target. A v16 is sixteen floats in
  * as many registers as the machine needs (one on AVX-512, two on AVX2, four on SSE2 and NEON), so
  * that the order of every sum is the same whatever the width of a register.
  */

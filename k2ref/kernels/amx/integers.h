@@ -1,4 +1,4 @@
-/* INT4 weights by tiles of bytes: the products of _linear_integers.h for many tokens, and their bits.
+/* INT4 weights by tiles of bytes: the products of vnni/linear.h for many tokens, and their bits.
  *
  * A tile A holds four tokens with their four digits, a tile B eight words (32 columns) of sixteen
  * rows: so a group's sums are one product of tiles. They are exact, and what follows them is as for

@@ -1,7 +1,7 @@
-/* y = W x in integers, for INT4 weights (_integers.h), by VNNI; path `vnni` is this and AVX-512.
+/* y = W x in integers, for INT4 weights (vnni/digits.h), by VNNI; path `vnni` is this and AVX-512.
  *
- * The order of every sum: a group's sum is that of _integers.h times its unit, which is exact. From
- * there on all is as in _linear.h: lane l of a block of 512 columns has group GROUP_OF(l), whose
+ * The order of every sum: a group's sum is that of vnni/digits.h times its unit, which is exact. From
+ * there on all is as in linear.h: lane l of a block of 512 columns has group GROUP_OF(l), whose
  * sum times its scale is added to the lane's total, block after block; at the end the lanes are
  * added pairwise. A row in doubt is then computed again, as the AVX-512 path does it.
  */
@@ -230,7 +230,7 @@ static void linear_rows_vnni(const Job *job, long first, long n) {
     else linear_rows_avx512(job, first, n);
 }
 
-/* What _paths.h calls. */
+/* What paths.h calls. */
 static const Path path_vnni = {
     "vnni", arranged_floats_vnni, arrange_vnni, linear_rows_vnni, linear_columns_avx512,
     span_floats_avx512, attend_span_avx512, attend_merge_avx512, attend_finish_avx512,

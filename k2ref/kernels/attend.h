@@ -18,7 +18,7 @@ static float NAME(exp_of)(float x) {
     return lanes[0];
 }
 
-/* scores[h][k] = scale * q[h] . cache[k]: the tile of _linear.h, with keys for rows. */
+/* scores[h][k] = scale * q[h] . cache[k]: the tile of linear.h, with keys for rows. */
 INLINE void NAME(score)(const Attention *a, const float *q, const float *keys, long n_heads,
                         long n_keys, float *scores) {
     ALIGNED float scale[TILE_ROWS * 16], totals[TILE_ROWS * 3 * 16];
@@ -219,7 +219,7 @@ static long NAME(read_bytes)(const char *data, long n) {
     return lanes[0] | lanes[WIDTH - 1];
 }
 
-/* What _paths.h calls. */
+/* What paths.h calls. */
 static const Path NAME(path) = {
     PATH_NAME, NAME(arranged_floats), NAME(arrange), NAME(linear_rows), NAME(linear_columns),
     NAME(span_floats), NAME(attend_span), NAME(attend_merge), NAME(attend_finish), NAME(silu_mul),

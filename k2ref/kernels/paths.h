@@ -1,6 +1,6 @@
 /* The kernels' C side: what a job is, one copy of the loops per instruction set, and the threads.
  *
- * _lanes.h, _linear.h and _attend.h are one body; it is compiled here for AVX-512, AVX2 and the
+ * lanes.h, linear.h and attend.h are one body; it is compiled here for AVX-512, AVX2 and the
  * baseline (SSE2, NEON or plain C). Processors that multiply bytes (vnni) or tiles (amx) replace
  * parts of the AVX-512 body. A path is chosen when the module is imported.
  * Work is split over threads by output rows, by heads and by spans of keys, never inside a sum. */
@@ -83,9 +83,9 @@ INLINE const char *row_scale(const Job *job, long r) {
 #else
 #define PATH_NAME "portable"
 #endif
-#include "_lanes.h"
-#include "_linear.h"
-#include "_attend.h"
+#include "lanes.h"
+#include "linear.h"
+#include "attend.h"
 #undef NAME
 #undef ISA
 #undef PATH_NAME
@@ -105,9 +105,9 @@ TARGET("avx2,fma")
 #define NAME(x) x##_avx2
 #define ISA 256
 #define PATH_NAME "avx2"
-#include "_lanes.h"
-#include "_linear.h"
-#include "_attend.h"
+#include "lanes.h"
+#include "linear.h"
+#include "attend.h"
 #undef NAME
 #undef ISA
 #undef PATH_NAME
@@ -117,21 +117,21 @@ TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define NAME(x) x##_avx512
 #define ISA 512
 #define PATH_NAME "avx512"
-#include "_lanes.h"
-#include "_linear.h"
-#include "_attend.h"
+#include "lanes.h"
+#include "linear.h"
+#include "attend.h"
 #undef NAME
 #undef ISA
 #undef PATH_NAME
 TARGET_END
-#include "_integers.h"
-#include "_linear_integers.h"
+#include "vnni/digits.h"
+#include "vnni/linear.h"
 #endif
 #if defined(HAS_TILES)
-#include "_tiles.h"
-#include "_attend_tiles.h"
-#include "_integer_tiles.h"
-#include "_linear_tiles.h"
+#include "amx/tiles.h"
+#include "amx/attend.h"
+#include "amx/integers.h"
+#include "amx/linear.h"
 #endif
 
 /* The path of this name if this machine can run it; NULL asks for the fastest. */

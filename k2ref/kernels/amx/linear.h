@@ -1,8 +1,8 @@
-/* y = W x with tiles, for BF16 weights. INT4 is in _linear_integers.h; FP8 and F32 are those of the
+/* y = W x with tiles, for BF16 weights. INT4 is in vnni/linear.h; FP8 and F32 are those of the
  * AVX-512 path.
  *
  * The weights are A, sixteen rows at a time, read as they lie; the activations are B, split into
- * three terms (_tiles.h). The order of every sum, for one token or many: for each term a row goes
+ * three terms (amx/tiles.h). The order of every sum, for one token or many: for each term a row goes
  * from left to right in steps of 32 columns; a step's sum is the processor's own, begun at zero,
  * and is added to the row's total for that term. At the end the totals are added, those of the
  * largest terms first. How many rows or tokens stand in a tile does not matter to any of them.
@@ -226,7 +226,7 @@ static void linear_rows_amx(const Job *job, long first, long n) {
 
 TARGET_END
 
-/* What _paths.h calls. */
+/* What paths.h calls. */
 static const Path path_amx = {
     "amx", arranged_floats_amx, arrange_amx, linear_rows_amx, linear_columns_avx512,
     span_floats_amx, attend_span_amx, attend_merge_amx, attend_finish_amx, silu_mul_avx512,

@@ -1,10 +1,10 @@
-/* Absorbed attention in matrix tiles, for the path `amx`: spans and states as in _attend.h, but
+/* Absorbed attention in matrix tiles, for the path `amx`: spans and states as in attend.h, but
  * other products inside a span. Both have all heads on one side and a block of keys on the other:
  *
  *     scores   A: keys x dims        B: dims x heads      C: score of each key and head
  *     mix      A: heads x keys       B: keys x latents    C: latents of each head
  *
- * Numbers are split into three BF16 terms (_terms.h). The side of the heads is split once: queries
+ * Numbers are split into three BF16 terms (amx/terms.h). The side of the heads is split once: queries
  * for a span, weights for a block. The keys are far more. They are split 32 rows x 64 at a time (a
  * step), while the step before is multiplied: two units of a core do this, so that the splitting
  * costs little.
@@ -14,7 +14,7 @@
  * time that these are added to the total: 45 for a score of 576 dims.
  */
 
-#include "_terms.h"
+#include "terms.h"
 
 TARGET(TILES_TARGET)
 
@@ -215,7 +215,7 @@ static void attend_span_amx(const Attention *a, long t, long head, long span, fl
                       room.queries + i / 2 * DEEP_BYTES + i % 2 * TILE_BYTES);
     }
     for (long k = span * SPAN; k < (span + 1) * SPAN && k < seen; k += KEYS) {
-        /* Trap: the causal mask, as in _attend.h. Rows after the last key may hold anything, even
+        /* Trap: the causal mask, as in attend.h. Rows after the last key may hold anything, even
          * NaN: they are neither weighed nor mixed. */
         long n_keys = seen - k < KEYS ? seen - k : KEYS;
         int fresh = k == span * SPAN;
