@@ -14,7 +14,7 @@ CACHE_DTYPES = {"float32": np.float32, "bf16": np.uint16}
 
 
 class KVCache:
-    """Remember each layer's latents and rotary keys: a row [c_kv | k_rope | zeros] per token.
+    """The latents and rotary keys of each layer: a row [c_kv | k_rope | zeros] for each token.
 
     `rows[i]` is (capacity, C + R rounded up to 16) in float32, or with `dtype` "bf16" in bf16 bit
     patterns, half the memory, each number rounded to nearest once. Address space for the whole

@@ -28,7 +28,7 @@ STOP_NAMES = ("<|im_end|>", "[EOS]", "[EOT]")
 
 
 class Token(int):
-    """Be a token id that also knows its log-probability: `token == id`, `token.logprob`.
+    """A token id with its log-probability: `token == id`, `token.logprob`.
 
     `logprob` is the natural logarithm of the probability that the model gave the token, before
     temperature and filters; `top` is [(id, logprob), ...] of the likeliest, if they were asked for.

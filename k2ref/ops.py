@@ -22,7 +22,7 @@ MOST_THREADS = 4096  # more than any machine has cores; a hundred thousand end m
 
 
 class _Unavailable:
-    """Stand where the kernels would, and say at their first use why they cannot be had."""
+    """A stand-in for kernels that cannot be had: the first use of it says why."""
 
     def __init__(self, reason):
         self.reason = reason

@@ -45,7 +45,7 @@ def not_done(values):
 
 @dataclass(frozen=True)
 class Settings:
-    """Hold the knobs of sampling, checked.
+    """The settings of sampling, checked.
 
     `temperature` 0 is greedy; `top_k` 0 or None, `top_p` 1 or None, `min_p` 0 or None and
     `repetition_penalty` 1 or None are off.
@@ -76,7 +76,7 @@ class Settings:
 
 
 class Choice(NamedTuple):
-    """Say which token was drawn, how likely the model held it, and what else it held likely.
+    """The token that was drawn, its log-probability, and the likeliest others.
 
     Log-probabilities are natural, of the model's own distribution: before penalty, temperature
     and filters, as vLLM reports them (`raw_logprobs`). So they do not change with the settings, and

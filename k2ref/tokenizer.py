@@ -65,7 +65,7 @@ PATTERN = regex.compile("|".join((
 
 
 class TokenizerError(ValueError):
-    """Say what is wrong with a vocabulary, a special token or an id."""
+    """A fault of a vocabulary, a special token or an id."""
 
 
 def slices(text, max_chars=MAX_CHARS, max_run=MAX_RUN):
@@ -208,7 +208,7 @@ def read_special_tokens(path, first):
 
 
 class Tokenizer:
-    """Turn text into ids and ids into text.
+    """The way from text to ids and back, with the vocabulary of one checkpoint.
 
     `vocabulary` is the tokens' bytes in order of rank, all single bytes among them, and
     `special_tokens` maps at least one name to the ids that follow.
@@ -280,7 +280,7 @@ class Tokenizer:
 
 
 class Decoder:
-    """Decode ids as they come, never half a character.
+    """A decoder of ids that come one by one, which never gives half a character.
 
     All that `feed` and then `flush` return, put together, is what `decode` returns for all ids.
     """

@@ -77,7 +77,7 @@ def stages(config):
 
 
 class Difference(NamedTuple):
-    """Say where two traces part: which array, which token, which element, and both values."""
+    """The place where two traces part: array, token, element, and both values."""
 
     name: str
     token: int
@@ -97,7 +97,7 @@ class Difference(NamedTuple):
 
 
 class Trace:
-    """Collect arrays by name, in the order in which they were computed.
+    """The arrays of forward passes by name, in the order in which they were computed.
 
     `only` is a pattern of names, or several: "layers.3.*", ["*.moe.chosen", "logits"].
     """

@@ -43,7 +43,7 @@ STALE_INV_FREQ = {"4.48.3": 56, "4.51.3": 128}
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
-    """Hold `rope_scaling`: how RoPE is stretched from the pre-training context to a longer one.
+    """The `rope_scaling`: how RoPE is stretched from the pre-training context to a longer one.
 
     Source: "YaRN: Efficient Context Window Extension of Large Language Models", section 3.
     """
@@ -73,7 +73,7 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hold one checkpoint's hyperparameters under the names they have in config.json."""
+    """The hyperparameters of one checkpoint, under the names they have in config.json."""
 
     hidden_size: int
     num_hidden_layers: int

@@ -37,7 +37,7 @@ MAX_LINES = 30  # of faults; more than that nobody reads
 
 @dataclass
 class Inspection:
-    """Hold what was found in one directory."""
+    """The findings in one directory."""
 
     path: Path
     config: Config

@@ -25,7 +25,7 @@ BYTES_OF = {"F8_E4M3": 1, "BF16": 2, "F32": 4, "I32": 4, "I64": 8}
 
 
 class Tensor(NamedTuple):
-    """Describe one tensor of the model, whatever its format on disk."""
+    """One tensor of the model, in any format."""
 
     name: str  # of a matrix: without ".weight", which its stored parts add; of a vector: in full
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Describe one stored array of a tensor."""
+    """One stored array of a tensor."""
 
     suffix: str
     dtypes: tuple[str, ...]  # as safetensors names them; the official files use the first

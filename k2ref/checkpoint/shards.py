@@ -35,11 +35,11 @@ BYTES_OF = {
 
 
 class CheckpointError(ValueError):
-    """Files that are not the checkpoint they should be: says file, tensor, expected, found."""
+    """A fault of the files of a checkpoint: file, tensor, expected, found."""
 
 
 class Stored(NamedTuple):
-    """Say where one tensor lies: the shard's number, and byte offsets in its file."""
+    """The place of one tensor: the number of the shard, and byte offsets in its file."""
 
     shard: int
     dtype: str
@@ -49,7 +49,7 @@ class Stored(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Hold one open file: its path, and its bytes as a read-only memory map.
+    """One open file: its path, and its bytes as a read-only memory map.
 
     The map is never closed by hand: an array made on it keeps the object alive but does not stop
     `close`, after which reading the array would crash. Python unmaps it with its last reference.

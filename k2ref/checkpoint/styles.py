@@ -32,12 +32,12 @@ K27_TEMPLATE = "8d21200dff7e85beaf51c8b110952e039ffd0779f615d64d63293d74773360f9
 
 
 class ChatError(ValueError):
-    """Say what is wrong with a message, a tool or a way to render them."""
+    """A fault of a message, a tool or a way to render them."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """Hold what a checkpoint's template, tokenizer and model card say of its conversations."""
+    """One chat style: what template, tokenizer and model card say of the conversations."""
 
     name: str
     system: str = ""  # the message that comes first where a conversation has no system message

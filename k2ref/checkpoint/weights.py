@@ -42,7 +42,7 @@ MOST_MISSING = 80_000
 
 
 class Fault(NamedTuple):
-    """Say how a stored tensor differs from what the configuration asks for."""
+    """A difference between a stored tensor and the one that the configuration asks for."""
 
     kind: str  # "missing", "wrong" or "extra"
     name: str
@@ -57,7 +57,7 @@ class Fault(NamedTuple):
 
 
 class Checkpoint:
-    """Give the tensors of one model by name, as views into its files.
+    """The tensors of one model by name, as views into its files.
 
     Names are those of a flat checkpoint: without the `language_model.` of nested ones. Views stay
     valid after `close`.

@@ -31,7 +31,7 @@ Ctrl-C stops an answer. A question that begins with / is asked as //."""
 
 
 class Dialogue:
-    """Put questions to an agent and show what it does.
+    """A dialogue with an agent: it puts questions and shows what the agent does.
 
     `session` is the file to keep it in; `announce(n_tokens)` is called before the first prompt is
     read; a `recording` is told what happens.

@@ -50,11 +50,11 @@ the output any more. Ctrl-C once more while the conversation is kept waits, a th
 
 
 class UsageError(ValueError):
-    """Say that the command line asks for something that cannot be done."""
+    """A command line that asks for something that cannot be done."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse options; a mistake is one sentence, without the usage in front of it."""
+    """A parser of options; a mistake is one sentence, without the usage in front of it."""
 
     color = False  # of Python 3.14: the help is the same everywhere
 

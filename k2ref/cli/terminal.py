@@ -42,7 +42,7 @@ def may_dim(stream):
 
 
 class Printer:
-    """Write a reply piece by piece, each visible at once."""
+    """A writer of replies, piece by piece, each visible at once."""
 
     def __init__(self, stream, hide_thinking=False):
         self.stream = stream
@@ -172,7 +172,7 @@ def streamed(model):
 
 
 class Stopwatch:
-    """Time the two halves of replies, reading and writing, and count their tokens."""
+    """The times of the two halves of replies, reading and writing, and their tokens."""
 
     def __init__(self):
         self.n_read = self.n_cached = self.n_written = self.n_steps = 0

@@ -22,7 +22,7 @@ from k2ref.generation import generate
 
 
 class Context:
-    """Hold a cache and the ids that are in it, so that a prompt is read only where it is new."""
+    """A cache and the ids that are in it, so that a prompt is read only where it is new."""
 
     def __init__(self, model, dtype="float32", capacity=None):
         self.model = model

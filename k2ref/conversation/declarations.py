@@ -79,7 +79,7 @@ def _function(function):
 
 
 class _Types:
-    """Spell the schemas of one function, remembering the `$defs` and self references met."""
+    """A speller of the schemas of one function, with the `$defs` and self references it met."""
 
     def __init__(self):
         self.definitions = {}

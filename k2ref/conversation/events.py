@@ -19,21 +19,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Thinking:
-    """Carry a piece of the thinking."""
+    """A piece of the thinking."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Content:
-    """Carry a piece of the answer."""
+    """A piece of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Held:
-    """Show text of which it is not known yet whether it is thinking; it comes again as what it is.
+    """Text that may be thinking or answer; it comes again as what it is.
 
     Whoever collects a reply can pass it over: it is for those who watch.
     """
@@ -43,7 +43,7 @@ class Held:
 
 @dataclass(frozen=True)
 class CallBegin:
-    """Announce the call with this index in the reply, its id and the name of its function."""
+    """The beginning of the call with this index in the reply: its id and its function."""
 
     index: int
     id: str
@@ -52,7 +52,7 @@ class CallBegin:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """Carry a piece of a call's arguments."""
+    """A piece of a call's arguments."""
 
     index: int
     text: str
@@ -60,7 +60,7 @@ class CallArguments:
 
 @dataclass(frozen=True)
 class CallEnd:
-    """Say that a call is over: the model closed it, or else it is cut off and must not be run."""
+    """The end of a call: the model closed it, or else it is cut off and must not be run."""
 
     index: int
     complete: bool = True
@@ -68,7 +68,7 @@ class CallEnd:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """Hold one call; `arguments` is the JSON as the model wrote it, which may be broken.
+    """One call; `arguments` is the JSON as the model wrote it, which may be broken.
 
     A call that is not `complete` was cut off, by the token limit or the end of the reply: whatever
     there is of its arguments, it must not be run. Two calls that say the same are equal all the
@@ -83,7 +83,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Say that a prompt of so many tokens is to be read, and how many of them the cache has."""
+    """A prompt of so many tokens that is to be read, and how many of them the cache has."""
 
     n_tokens: int
     n_cached: int = 0
@@ -91,7 +91,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Usage:
-    """Count tokens as the OpenAI API does: `cached_tokens` are a part of `prompt_tokens`."""
+    """The tokens, counted as the OpenAI API does: `cached_tokens` are among `prompt_tokens`."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -100,7 +100,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Done:
-    """Say that a reply is over; `message` is the whole of it, as an OpenAI dict."""
+    """The end of a reply; `message` is the whole of it, as an OpenAI dict."""
 
     finish_reason: str  # "stop", "length" or "tool_calls"
     message: dict
@@ -109,7 +109,7 @@ class Done:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """Carry what a tool gave back; `failure` says what went wrong, if anything did."""
+    """The result of a tool; `failure` says what went wrong, if anything did."""
 
     id: str  # of the call, functions.NAME:IDX
     name: str
@@ -119,7 +119,7 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Say that the first n of all tool results are no longer in the prompt: it had no room."""
+    """The first n of all tool results, which the prompt has no room for any more."""
 
     n: int
     n_results: int
@@ -127,7 +127,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Ended:
-    """Say that an agent has finished, after how many steps with tools, and why."""
+    """The end of the work of an agent, after how many steps with tools, and why."""
 
     reason: str  # that of the last reply, or "max_steps"
     n_steps: int
@@ -135,7 +135,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Reply:
-    """Hold a whole reply; what it lacks is empty."""
+    """A whole reply; what it lacks is empty."""
 
     thinking: str = ""
     content: str = ""

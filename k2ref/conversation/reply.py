@@ -69,7 +69,7 @@ def parse(tokenizer, ids, in_thinking=None, tools=None):
 
 
 class ReplyParser:
-    """Split a reply while it is written: `feed` and `finish` return lists of events.
+    """A parser of a reply that is being written: `feed` and `finish` return lists of events.
 
     `in_thinking` says that the prompt has opened <think>; by default it has if that is what the
     tokenizer's style does. False is for a prompt after which there is no thinking: an answer at

@@ -40,7 +40,7 @@ QUESTION = {"role": "user", "content": ""}
 
 
 class SessionError(ValueError):
-    """Say why a file is no session of this checkpoint: file, what was expected, what was found."""
+    """A file that is no session of this checkpoint: file, what was expected, what was found."""
 
 
 def fingerprint(model):

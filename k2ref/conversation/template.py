@@ -89,7 +89,7 @@ def is_partial(messages):
 
 
 class _Prompt:
-    """Collect ids: control tokens as they are, the text between two of them in one piece.
+    """The ids of a prompt: control tokens as they are, the text between two of them in one piece.
 
     One piece, because two neighbouring texts encoded apart may give other ids than together.
     """

@@ -60,7 +60,7 @@ def require_file(path):
 
 
 class _Enough(Exception):
-    """End a trial."""
+    """The end of a trial."""
 
 
 def _lock(file):

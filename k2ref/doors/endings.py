@@ -21,7 +21,7 @@ NOTE = b"k2ref: keeping what was said; Ctrl-C once more ends at once, without it
 
 
 class Terminated(BaseException):
-    """Unwind after SIGTERM or SIGHUP as KeyboardInterrupt does after SIGINT."""
+    """The end after SIGTERM or SIGHUP, which unwinds as KeyboardInterrupt does after SIGINT."""
 
     def __init__(self, number):
         self.number = number
@@ -52,7 +52,7 @@ def _expected():
 
 
 class _Signals:
-    """Handle signals: the first raises, those that come meanwhile wait."""
+    """A handler of signals: the first raises, those that come meanwhile wait."""
 
     def __init__(self):
         self.waiting, self.n_held = [], 0

@@ -35,7 +35,7 @@ FILL_S, SAME_S, DIRECT_S = 8.0, 2.0, 1.5  # seconds for the rounds of each kind,
 
 
 class Idle(NamedTuple):
-    """Hold what memory takes more that lay idle. Nothing on most machines.
+    """The extra cost of memory that has not been used for a while; zero on most machines.
 
     But some virtual ones lend what is free to their host, all but a gigabyte or so that was given
     back last, and have it back page by page, whoever fills it: that can take longer than the disk.
@@ -47,7 +47,7 @@ class Idle(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Hold the seconds for each byte of pieces that were read together and touched twice."""
+    """The seconds for each byte of pieces that were read together and touched twice."""
 
     read_s: float
     first_s: float

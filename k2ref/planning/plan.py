@@ -49,7 +49,7 @@ SERVER_MEMORY, NVME = 200e9, 6e9  # their bytes a second: assumed, and it says s
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold where the bytes of one model go under a budget, and what a token takes."""
+    """The place of each byte of one model under a budget, and the time that a token takes."""
 
     budget: int  # bytes, for everything
     cache: int  # bytes of the KV cache in it

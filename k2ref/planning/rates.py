@@ -25,7 +25,7 @@ SHAPES = {"int4": (2048, 7168), "fp8": (2048, 7168), "bf16": (8192, 7168)}
 
 @dataclass(frozen=True)
 class Rates:
-    """Hold what was measured, in bytes a second."""
+    """The rates that were measured, in bytes a second."""
 
     memory: float  # what the memory gives to `threads` threads that only look at it
     kernels: dict[str, float]  # by format: weights that are multiplied with one token

@@ -19,7 +19,7 @@ from k2ref.streaming import memory
 
 
 class Recording:
-    """Record a model's passes for a trace file, a page, or both; `model` is the one to ask.
+    """The passes of a model, kept for a trace file, a page, or both; `model` is the one to ask.
 
     `only` are patterns of the names that the trace file is to hold. `begin`, `wrote` and `end` are
     told what happens, as a `Stopwatch` is; `say` is called with a sentence for the user; `about`

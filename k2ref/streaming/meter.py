@@ -19,7 +19,7 @@ KEPT_PASSES = 1024  # the last passes of which each has its own record
 
 @dataclass
 class Traffic:
-    """Count one forward pass, or several added up. Bytes, seconds."""
+    """The bytes and seconds of one forward pass, or of several added up."""
 
     tokens: int = 0  # that went through the layers
     wanted: int = 0  # bytes of the experts chosen, and of dense weights that cannot be kept
@@ -70,7 +70,7 @@ class Traffic:
 
 
 class Meter:
-    """Keep the record of each pass, and the sum."""
+    """The record of each pass, and the sum of all."""
 
     def __init__(self):
         self.passes = deque(maxlen=KEPT_PASSES)

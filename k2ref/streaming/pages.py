@@ -70,7 +70,7 @@ def _size(n):
 
 
 class File:
-    """Hold one mapped file of a checkpoint: where its bytes are in memory, and how to get them.
+    """One mapped file of a checkpoint: where its bytes are in memory, and how to get them.
 
     Ranges are byte offsets [start, stop) in the file.
     Raises: CheckpointError if the file cannot be opened or is not the one that was mapped.

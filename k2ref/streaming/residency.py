@@ -26,7 +26,7 @@ NEVER = -1
 
 
 class Extent(NamedTuple):
-    """Name a range of bytes of a file (pages.File)."""
+    """A range of bytes of a file (pages.File)."""
 
     file: object
     start: int
@@ -51,7 +51,7 @@ class Unit:
 
 
 class Residency:
-    """Bring units into memory as they are needed, and let others go.
+    """The units that are in memory: it brings those that are needed, and lets others go.
 
     `seen` is a belief: the system may take pages back at any time. It tells by faults, and then a
     new `epoch` begins, in which everything is asked for again before it is used; what is still

@@ -37,7 +37,7 @@ CUT_OFF = ("Error: not run, the call was cut off before its end; write it again,
 
 
 class Agent:
-    """Hold a conversation with a model, its tools and its cache; without tools, a plain chat.
+    """A conversation with a model, its tools and its cache; without tools, a plain chat.
 
     `tools` are Python functions with type hints and docstrings (schema.py). `messages` is the
     history so far. `keep_turns` shows the model only the last turns of tool calls. `failures`
@@ -213,7 +213,7 @@ class Agent:
 
 
 class Transcript:
-    """Write a conversation to a file as it grows: an OpenAI message a line, JSON Lines.
+    """A file of a conversation that grows: an OpenAI message a line, JSON Lines.
 
     New lines are added, whole or not at all; a history that was changed takes the place of the
     file. To a pipe or a device all is written one after the other.

@@ -42,7 +42,7 @@ BEGUN_ANEW = ("[The process of the tools had ended since their last call and was
 
 
 class FileTool:
-    """Stand for a function of a file of tools: `declaration` is that of the function."""
+    """A function of a file of tools, as the toolbox sees it, with its `declaration`."""
 
     def __init__(self, process, declaration):
         self.process, self.declaration = process, declaration
@@ -54,7 +54,7 @@ class FileTool:
 
 
 class ToolProcess:
-    """Hold the process in which the functions of a file run; `tools` stand for them here.
+    """The process in which the functions of a file run; `tools` stand for them here.
 
     Raises: ToolError for a file that is none, that fails, takes too long, or has no functions
     """

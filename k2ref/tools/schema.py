@@ -34,11 +34,11 @@ MAX_LISTED, MAX_WAY = 8, 300  # quotations in a list, characters of a way into t
 
 
 class ToolError(ValueError):
-    """Say what is wrong with a tool: a function that cannot be declared, a file without any."""
+    """A fault of a tool: a function that cannot be declared, a file without any."""
 
 
 class ArgumentError(ValueError):
-    """Say what is wrong with the arguments of a call: where, what was expected, what was found."""
+    """A fault of the arguments of a call: where, what was expected, what was found."""
 
 
 def declaration(function):

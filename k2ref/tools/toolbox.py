@@ -31,7 +31,7 @@ TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[][{}]', re.S)
 
 
 class Toolbox:
-    """Hold the functions that may be called, by name, and the `declarations` of them.
+    """The functions that may be called, by name, and their `declarations`.
 
     A function runs here, in a thread, with all that it refers to; those of a file (`load_tools`)
     run in a process of their own, which is ended when a call takes more than `timeout_s`. What runs

@@ -259,6 +259,9 @@ def test_every_public_name_says_what_it_is_in_one_sentence(name):
     if is_function:  # "Return", not "Returns" or "The ..."
         word = first.split()[0]
         assert not re.search(r"[^s]s$", word) and word not in ("The", "A", "An", "This"), first
+    elif inspect.isclass(value):  # a class is a thing, not a command to do something
+        articles = "A An The One Two Some Several All"
+        assert first.split()[0] in articles.split() + ["Text"], first
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
