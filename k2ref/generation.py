@@ -19,10 +19,6 @@ from k2ref.doors.intake import quoted
 from k2ref.model import forward
 from k2ref.sampling import Settings, check_finite, sample
 
-# A prompt is read in pieces, so that progress shows and memory stays bounded; the bits of the
-# logits do not depend on the size. Larger pieces read each expert's weights fewer times.
-PREFILL_CHUNK = 512
-
 # How the family's tokenizers name the tokens that end a turn.
 STOP_NAMES = ("<|im_end|>", "[EOS]", "[EOT]")
 
@@ -148,10 +144,9 @@ def prefill(model, ids, cache, on_prefill=None):
     Output float32. `on_prefill(done, total)` is called after each piece.
     Raises: ValueError where a number on the way is not finite.
     """
-    # A streamed model reads most experts from disk for each piece: the fewer, the better.
-    chunk = model.chunk if model.stream else PREFILL_CHUNK
+    chunk = model.chunk  # larger pieces read each expert's weights fewer times
     for start in range(0, len(ids), chunk):
-        piece = ids[start : start + chunk]
+        piece = ids[start:start + chunk]
         logits = _next_logits(model, piece, cache)
         if on_prefill is not None:
             on_prefill(start + len(piece), len(ids))

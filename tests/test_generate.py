@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 import k2ref
 from k2ref.checkpoint.styles import STYLES
 from k2ref.generation import (
-    PREFILL_CHUNK,
     Token,
     default_settings,
     default_stop_ids,
     generate,
     prefill,
 )
+from k2ref.run import CHUNK
 from k2ref.sampling import Choice, log_probabilities
 
 module = sys.modules["k2ref.generation"]  # `k2ref.generate` is the function of that name
@@ -34,7 +34,7 @@ class PaperModel:
         self.tokenizer = SimpleNamespace(special_id=(specials or {}).get, style=style)
         self.generation_defaults = {"temperature": 0.0} if defaults is None else defaults
         self.base = base
-        self.stream = None
+        self.chunk = CHUNK
         self.calls = []
 
     def forward(self, ids, cache, last_only=False):
@@ -150,7 +150,7 @@ def test_nothing_is_computed_before_the_first_token_is_asked_for(on_paper):
     assert model.calls == [[1]]
 
 
-@given(n=st.integers(1, 3 * PREFILL_CHUNK + 2))
+@given(n=st.integers(1, 3 * CHUNK + 2))
 @settings(max_examples=30)
 def test_prefill_reads_each_id_once_and_tells(n):
     model, cache, seen = PaperModel(context=n + 1), paper_cache(), []
@@ -160,7 +160,7 @@ def test_prefill_reads_each_id_once_and_tells(n):
         logits = prefill(model, ids, cache, lambda done, total: seen.append((done, total)))
     assert logits.shape == (W,) and np.argmax(logits) == (ids[-1] + 1) % W
     assert [i for piece in model.calls for i in piece] == ids
-    assert max(map(len, model.calls)) <= PREFILL_CHUNK
+    assert max(map(len, model.calls)) <= CHUNK
     assert [done for done, _ in seen] == np.cumsum([len(c) for c in model.calls]).tolist()
     assert {total for _, total in seen} == {n} and seen[-1][0] == n
 
@@ -287,7 +287,7 @@ def test_greedy_is_the_argmax_of_one_uncached_forward(model):
 def test_the_reply_does_not_depend_on_how_the_prompt_was_cut(model, monkeypatch, chunk):
     ids = ask(model, "12+345=")
     expected = list(generate(model, ids, max_new_tokens=20, temperature=0))
-    monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr("k2ref.run.CHUNK", chunk)
     assert list(generate(model, ids, max_new_tokens=20, temperature=0)) == expected
 
 

@@ -42,7 +42,7 @@ class Dialogue:
         self.agent = agent
         self.hide_thinking, self.stats, self.announce = hide_thinking, stats, announce
         self.session, self.transcript, self.recording = session, None, recording
-        self.watch = None
+        self.watch = self._update = None
         self._is_kept = True
 
     def ask(self, question=None):
@@ -57,7 +57,8 @@ class Dialogue:
         try:
             # Closed and not left to the collector, as an agent that is interrupted while its events
             # are shown has a history to complete before that is kept.
-            with ExitStack() as bar, closing(self.agent.run(question)) as run:
+            with ExitStack() as bar, closing(self.agent.run(
+                    question, self._read, self._wrote)) as run:
                 for event in self._noted(run, bar):
                     printer.show([event])
             printer.close()
@@ -73,19 +74,7 @@ class Dialogue:
                     report(self.watch.report(self.agent.model))
 
     def _noted(self, run, bar):
-        """Pass the agent's events on, with a bar while a prompt is read and notes where needed."""
-        update = None
-
-        def on_prefill(done, total):
-            self.watch.read(done)
-            update(done)
-
-        def on_token(token):
-            self.watch.wrote(token)
-            if self.recording:
-                self.recording.wrote(token)
-
-        self.agent.settings.update(on_prefill=on_prefill, on_token=on_token)
+        """Pass on the agent's events, with a bar while a prompt is read and notes where needed."""
         for event in run:
             if isinstance(event, Prompt):
                 if self.announce:
@@ -95,7 +84,7 @@ class Dialogue:
                     self.recording.begin(event.n_tokens)
                 self.watch.begin(event.n_cached)
                 bar.close()
-                update = bar.enter_context(progress(
+                self._update = bar.enter_context(progress(
                     sys.stderr, "reading the prompt", event.n_tokens - event.n_cached,
                     note=streamed(self.agent.model)))
             elif isinstance(event, Done):
@@ -109,6 +98,15 @@ class Dialogue:
             elif isinstance(event, Ended) and event.reason == "max_steps":
                 note(f"stopped after {event.n_steps} steps with tools (see --max-steps)")
             yield event
+
+    def _read(self, done, total):
+        self.watch.read(done)
+        self._update(done)
+
+    def _wrote(self, token):
+        self.watch.wrote(token)
+        if self.recording:
+            self.recording.wrote(token)
 
     def record(self, path):
         """Record the conversation in a file from now on, what is there of it first."""

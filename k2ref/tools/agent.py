@@ -75,9 +75,11 @@ class Agent:
         self.context = context or Context(model, cache_dtype or "float32")
         self.failures = Counter()
 
-    def run(self, prompt=None):
+    def run(self, prompt=None, on_prefill=None, on_token=None):
         """Answer a prompt: yield typed events, the last one `Ended`.
 
+        `on_prefill(done, total)` and `on_token(token)` are called during this answer; without
+        them, those that the agent was made with.
         Without a prompt, or with the one that was last asked and not answered to the end, the work
         goes on where it was left. However this ends, the history is whole: a call that was not run
         has a result that says so, and what was said of an answer is kept.
@@ -89,7 +91,7 @@ class Agent:
         if is_new:
             self.messages.append({"role": "user", "content": prompt})
         try:
-            yield from self._steps()
+            yield from self._steps({"on_prefill": on_prefill, "on_token": on_token})
         except Exception:
             if is_new and self.messages[-1]["role"] == "user":
                 self.messages.pop()
@@ -97,11 +99,11 @@ class Agent:
         finally:
             self._complete()
 
-    def _steps(self):
+    def _steps(self, observers):
         was_cut_off = False
         for n_steps in range(self.max_steps + 1):
             ids = yield from self._prompt()
-            done = yield from self._reply(ids)
+            done = yield from self._reply(ids, observers)
             calls = self.messages[-1].get("tool_calls", [])
             if not calls or not self.toolbox.functions:
                 yield Ended(done.finish_reason, n_steps)
@@ -141,8 +143,9 @@ class Agent:
         return prompt_ids(self.model, self.view(), self.toolbox.declarations, self.thinking,
                           self.preserve_thinking)
 
-    def _reply(self, ids):
-        settings = dict(self.settings)
+    def _reply(self, ids, observers):
+        told = {name: observer for name, observer in observers.items() if observer}
+        settings = {**self.settings, **told}
         if self.seed is not None:
             n_replies = sum(message["role"] == "assistant" for message in self.messages)
             settings["seed"] = self.seed + n_replies

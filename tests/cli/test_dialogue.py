@@ -386,3 +386,10 @@ def test_a_request_to_terminate_ends_a_conversation(tmp_path):
 def test_piped_questions_still_get_one_answer():
     assert run("--greedy", "--hide-thinking", stdin=SUM.encode()) == run(
         "--greedy", "--hide-thinking", SUM)
+
+
+def test_nothing_of_the_dialogue_is_left_in_the_agent(model, capsys):
+    agent = Agent(model, temperature=0, max_new_tokens=3)
+    before = dict(agent.settings)
+    Dialogue(agent).ask("What is 37 + 58?")
+    assert agent.settings == before and "on_token" not in before

@@ -248,7 +248,7 @@ def test_the_repetition_penalty_sees_what_the_cache_holds(model):
 
 
 def test_an_interrupted_prompt_is_gone_on_with(model, monkeypatch):
-    monkeypatch.setattr(sys.modules["k2ref.generation"], "PREFILL_CHUNK", 7)
+    monkeypatch.setattr("k2ref.run.CHUNK", 7)
     context, ids = Context(model), k2ref.render(model.tokenizer, SUM)
 
     def interrupt(done, total):

@@ -81,7 +81,7 @@ def test_a_restored_conversation_goes_on_with_the_same_bits(model, tmp_path):
 
 
 def test_a_prompt_that_was_interrupted_is_gone_on_with_from_the_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["k2ref.generation"], "PREFILL_CHUNK", 8)
+    monkeypatch.setattr("k2ref.run.CHUNK", 8)
     context, ids = Context(model), k2ref.render(model.tokenizer, MESSAGES[:1])
 
     def interrupt(done, total):
