@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
-export PYTHONPATH=$PWD # the kernels that were built in this tree
+export PYTHONPATH=$PWD:$PWD/tests # the kernels that were built in this tree; strategies.py
 packages=(gcc clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 
 if [ "${1:-}" = --install ]; then
