@@ -199,6 +199,12 @@ def test_rows_are_a_view_that_dequantizes_the_same(w, data):
     assert (part.rows(middle, stop - start).dequantize() == part.dequantize()[middle:]).all()
 
 
+def test_a_view_of_fp8_rows_knows_where_it_begins():
+    w = quant.Fp8(np.full((200, 4), 0x38, np.uint8), np.array([[1], [2]], np.float32))
+    part = w.rows(100, 190).rows(30, 90)
+    assert (part.dequantize() == 2).all() and (w.rows(100, 190).dequantize()[:28] == 1).all()
+
+
 def ones(dtype, *shape):
     return np.ones(shape, dtype)
 
