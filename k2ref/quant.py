@@ -125,7 +125,7 @@ def quantize_fp8(values):
     padded[:O, :I] = values
     absmax = np.abs(padded.reshape(shape[0], BLOCK, shape[1], BLOCK)).max(axis=(1, 3))
     scale_inv = np.where(absmax > 0, absmax / E4M3_MAX, 1).astype(np.float32)
-    scaled = values / _spread(scale_inv, 0, O, I)
+    scaled = values / _spread(scale_inv, np.arange(O), I)
     # Nearest code: among the non-negative finite codes, which are in increasing order.
     positive = E4M3[:0x7F].astype(np.float64)
     middle = (positive[1:] + positive[:-1]) / 2
@@ -133,10 +133,9 @@ def quantize_fp8(values):
     return Fp8(code | np.where(np.signbit(scaled), 0x80, 0).astype(np.uint8), scale_inv)
 
 
-def _spread(scale_inv, first_row, O, I):
-    """Repeat one scale per block to one per element of the rows from `first_row` on: (O, I)."""
-    rows = (first_row + np.arange(O)) // BLOCK
-    return scale_inv[rows][:, np.arange(I) // BLOCK]
+def _spread(scale_inv, rows, I):
+    """Repeat one scale per block to one per element of these rows: (O, I)."""
+    return scale_inv[rows // BLOCK][:, np.arange(I) // BLOCK]
 
 
 def _expect(ok, what, expected, found):
@@ -179,8 +178,7 @@ class Weight:
 
         (O, I), (T,) -> (T, I)
         """
-        none = np.empty((0, self.shape[1]), np.float32)
-        return np.concatenate([none, *(self.rows(i, i + 1).dequantize() for i in ids)])
+        return type(self)(*(array[ids] for array in self.arrays if array is not None)).dequantize()
 
 
 class Int4(Weight):
@@ -227,7 +225,11 @@ class Fp8(Weight):
 
     def dequantize(self):
         """Return the weights as float32 (O, I), each rounded once."""
-        return fp8_to_f32(self.bits) * _spread(self.scale_inv, self.first_row, *self.shape)
+        return self.take(np.arange(self.shape[0]))
+
+    def take(self, ids):
+        scales = _spread(self.scale_inv, self.first_row + np.asarray(ids), self.shape[1])
+        return fp8_to_f32(self.bits[ids]) * scales
 
     def rows(self, start, stop):
         return Fp8(self.bits[start:stop], self.scale_inv, self.first_row + start)
