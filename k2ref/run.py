@@ -84,11 +84,12 @@ class Run:
     i: int | None = None
     cos: np.ndarray | None = None
     sin: np.ndarray | None = None
+    _rows: list = field(default_factory=list, init=False)  # those that logits are computed of
+    _lost: bool = field(default=False, init=False)  # whether another row was not finite
 
     def chunks(self):
         """Yield the ids in pieces of a chunk, and move the cache on behind each."""
         chunk = self.weights.chunk
-        self._rows, self._lost = [np.empty((0, self.config.hidden_size), np.float32)], False
         for start in range(0, len(self.ids), chunk):
             ids = self.ids[start:start + chunk]
             self.weights.fetch_rows(ids)
@@ -125,8 +126,8 @@ class Run:
         self._lost = self._lost or (self.last_only and not np.isfinite(x[:-1]).all())
 
     def kept(self):
-        """Return the rows that were kept."""
-        return np.concatenate(self._rows)
+        """Return the rows that were kept: (T, D)."""
+        return np.concatenate([np.empty((0, self.config.hidden_size), np.float32), *self._rows])
 
     def answer(self, logits):
         """Return what was asked for: all rows, or the last, NaN if a row before it was lost."""

@@ -6,5 +6,5 @@ In the order in which to read it:
     readings    what it says: attention, experts, guesses of every layer
     page        the page; its code and style are in assets/
 
-It may import the hall.
+It may import the hall and streaming/.
 """

@@ -8,5 +8,5 @@ In the order in which to read it:
     residency   which units are in memory: asked for, read, put out
     stream      the units of a model, in the order in which a pass needs them
 
-It may import the doors, checkpoint/, and `quant` and `ops` of the hall.
+It may import the doors, checkpoint/, and the ground floor of the hall.
 """

@@ -157,7 +157,8 @@ class Stream:
             yield 0, None
             return
         yield from ((start, stop) for start, stop, unit in self.head if unit in self.kept)
-        for landed in self.residency.bring(list(loose)):
+        self.arriving = self.residency.bring(list(loose))
+        for landed in self.arriving:
             for unit in landed:
                 yield loose[unit]
                 self.residency.retire(unit)

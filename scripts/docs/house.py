@@ -16,16 +16,21 @@ GROUND = ("quant", "ops", "tokenizer", "sampling")
 HALL = (*GROUND, "rope", "cache", "attention", "moe", "trace", "run", "model", "loading",
         "generation")
 WINGS = ("doors", "checkpoint", "streaming", "conversation", "tools", "planning", "show", "cli")
+ROOMS = ("doors", "ground floor", "checkpoint", "streaming", "hall", *WINGS[3:])
 COMPILED = {"ops": "_kernels", "tokenizer": "_bpe", "streaming.pages": "streaming._faults"}
 FACE = ("__init__", "__main__")
 
 
 def modules():
     """List the dotted names of the modules of k2ref in reading order, without the face."""
-    names = [f"{wing}.{name}" for wing in WINGS[:3] for name in reading_order(wing)]
-    names = [*names[: len(reading_order("doors"))], *GROUND, *names[len(reading_order("doors")):]]
-    names += HALL[len(GROUND):]
-    return names + [f"{wing}.{name}" for wing in WINGS[3:] for name in reading_order(wing)]
+    floors = {"ground floor": GROUND, "hall": HALL[len(GROUND):]}
+    return [name for room in ROOMS
+            for name in floors.get(room) or [f"{room}.{name}" for name in reading_order(room)]]
+
+
+def with_compiled(names):
+    """Put before each module the compiled one that belongs to it."""
+    return [one for name in names for one in (COMPILED.get(name), name) if one]
 
 
 @cache

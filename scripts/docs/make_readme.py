@@ -21,7 +21,6 @@ from k2ref.planning import plan
 from scripts.docs import house
 
 ROOT = house.ROOT
-
 COMMAND = 'python -m k2ref --greedy --tools calculator "What is 4821 * 377?"'
 
 
@@ -43,8 +42,8 @@ def page_of(number):
 
 def files_of(page):
     """Link the files that a chapter is about."""
-    names = [name for module in house.modules() for name in (house.COMPILED.get(module), module)
-             if name and page.name[:2] in chapters_of(name)]
+    names = [name for name in house.with_compiled(house.modules())
+             if page.name[:2] in chapters_of(name)]
     files = [path for name in names for path in (house.path_of(name), *beside(name))]
     return "The source:\n" + ",\n".join(f"[`{path.relative_to(house.K2REF)}`]"
                                          f"(../{path.relative_to(ROOT)})" for path in files) + "."
@@ -60,14 +59,13 @@ def beside(name):
 def hall():
     """Write the table of the hall, in reading order."""
     rows = ["| file | lines | what it adds | chapter |", "|---|---|---|---|"]
-    for name in (name for module in house.HALL for name in (house.COMPILED.get(module), module)):
-        if name:
-            path = house.path_of(name)
-            lines = len(path.read_text(encoding="utf-8").splitlines())
-            pages = ", ".join(f"[{number}](docs/{page_of(number).name})"
-                              for number in chapters_of(name))
-            rows.append(f"| [`{path.name}`](k2ref/{path.name}) | {lines} | "
-                        f"{house.first_sentence(name)} | {pages} |")
+    for name in house.with_compiled(house.HALL):
+        path = house.path_of(name)
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        pages = ", ".join(f"[{number}](docs/{page_of(number).name})"
+                          for number in chapters_of(name))
+        rows.append(f"| [`{path.name}`](k2ref/{path.name}) | {lines} | "
+                    f"{house.first_sentence(name)} | {pages} |")
     return "\n".join(rows)
 
 

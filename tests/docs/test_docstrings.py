@@ -192,6 +192,7 @@ def run_everything(seen, directory, layout):
     attention.attend_expanded(*parts, m.layers[1].attention, c.softmax_scale)
     routed = [recorded.arrays[f"layers.1.moe.{n}"] for n in ("chosen", "mix")]
     moe.mixture_by_token(recorded.arrays["layers.1.h"], m.layers[1].mlp, *routed)
+    m.layers[1].mlp.expert(0).gate_proj.take(np.arange(3))
     ops.silu(recorded.arrays["norm"])
 
 

@@ -1,4 +1,4 @@
-"""What the kinds of `fuzz.py` have in common: how a case is described, judged, and damaged.
+"""What the kinds of `run.py` have in common: how a case is described, judged, and damaged.
 
 Damage is drawn from a seed and does not look at what it hits: a value in nested lists and dicts,
 the same in a JSON text, where it may be written as no Python value can be, or bytes.

@@ -1,4 +1,4 @@
-"""Damaged files for `fuzz.py`: checkpoints and tokenizers, and what k2ref must make of them.
+"""Damaged files for `run.py`: checkpoints and tokenizers, and what k2ref must make of them.
 
 A case is a base and steps. A step changes a directory `{name: content}`, where the content is bytes
 or a `Special` that no honest checkpoint holds. What is read as JSON is changed as JSON, so that the

@@ -1,4 +1,4 @@
-"""Hostile talk for `fuzz.py`: what a model may write, and what may stand in a conversation.
+"""Hostile talk for `run.py`: what a model may write, and what may stand in a conversation.
 
 Replies are parsed in every way in which they may come, and prompts are rendered: whatever anybody
 writes, a control token is only where the template puts it.
@@ -10,21 +10,13 @@ import dataclasses
 import functools
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 
 import k2ref
-from k2ref import events
-from k2ref.conversation import history, template
-from k2ref.conversation.reply import (
-    ARGUMENT_BEGIN,
-    CALL_BEGIN,
-    CALL_END,
-    SECTION_BEGIN,
-    SECTION_END,
-)
+from k2ref import events, generation
+from k2ref.conversation import history, reply, template
 from k2ref.sampling import Choice
 from k2ref.tools import toolbox as tools
 from k2ref.tools.demonstration import calculator
@@ -133,7 +125,8 @@ def any_id(state, rng):
 def call(state, rng):
     """Write a call, of which something may be missing."""
     id, arguments = rng.choice(IDS[:6] + IDS), rng.choice(ARGUMENTS[:3] * 4 + ARGUMENTS)
-    pieces = [SECTION_BEGIN, CALL_BEGIN, id, ARGUMENT_BEGIN, arguments, CALL_END, SECTION_END]
+    pieces = [reply.SECTION_BEGIN, reply.CALL_BEGIN, id, reply.ARGUMENT_BEGIN, arguments,
+              reply.CALL_END, reply.SECTION_END]
     if rng.random() < 0.5:
         del pieces[rng.randrange(len(pieces))]
     del pieces[rng.randrange(2 * len(pieces)):]
@@ -247,8 +240,7 @@ def run_agent(state, where):
     """Let a scripted model loose on tools."""
     model, written, calls = dataclasses.replace(k2ref.load(), tokenizer=state["tokenizer"]), [], []
     script = Script(model.tokenizer, state["ids"])
-    generate = sys.modules[k2ref.generate.__module__]
-    generate.forward, generate.sample = script.forward, script.sample
+    generation.forward, generation.sample = script.forward, script.sample
     agent = k2ref.Agent(model, FUNCTIONS, max_steps=3, timeout_s=3, on_token=written.append,
                         max_new_tokens=state["max_new_tokens"])
     for event in agent.run("hello"):
@@ -268,8 +260,8 @@ def run_agent(state, where):
 def _is_open(tokenizer, ids):
     """Tell whether the last call of a reply has begun its arguments and not ended them."""
     at = {name: max((i for i, id in enumerate(ids) if id == tokenizer.special_id(name)), default=-1)
-          for name in (ARGUMENT_BEGIN, CALL_END, SECTION_END, CALL_BEGIN)}
-    return at[ARGUMENT_BEGIN] == max(at.values())
+          for name in (reply.ARGUMENT_BEGIN, reply.CALL_END, reply.SECTION_END, reply.CALL_BEGIN)}
+    return at[reply.ARGUMENT_BEGIN] == max(at.values())
 
 
 def _check_result(result, call, is_open):

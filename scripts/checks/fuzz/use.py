@@ -1,4 +1,4 @@
-"""Hostile use for `fuzz.py`: calls of tools, sessions that somebody sent, and commands.
+"""Hostile use for `run.py`: calls of tools, sessions that somebody sent, and commands.
 
 Sessions and commands run on a small checkpoint, before what looks like a terminal.
 """
