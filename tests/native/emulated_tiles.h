@@ -28,7 +28,11 @@ static void emulated_store(void *to, long stride, int tile) {
         memcpy((char *)to + r * stride, emulated_tile[tile][r], emulated_shapes.row_bytes[tile]);
 }
 
-static float emulated_bf16(const uint8_t *at) {
+/* What is only arithmetic on the tiles above is left to the compiler alone: a sanitizer makes one call
+ * of the kernel take minutes, and looks at loads and stores of tiles all the same. */
+#define ARITHMETIC __attribute__((no_sanitize("address", "undefined")))
+
+ARITHMETIC static inline float emulated_bf16(const uint8_t *at) {
     uint8_t bytes[4] = {0, 0, at[0], at[1]};
     float value;
     memcpy(&value, bytes, sizeof value);
@@ -36,7 +40,7 @@ static float emulated_bf16(const uint8_t *at) {
 }
 
 /* c += a b: words of a's rows meet rows of b, in each two numbers or four bytes. */
-static void emulated_multiply(int c, int a, int b, int is_bytes) {
+ARITHMETIC static void emulated_multiply(int c, int a, int b, int is_bytes) {
     for (int m = 0; m < emulated_shapes.rows[c]; m++)
         for (int k = 0; k < emulated_shapes.row_bytes[a] / 4; k++)
             for (int n = 0; n < emulated_shapes.row_bytes[c] / 4; n++) {
